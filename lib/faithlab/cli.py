@@ -1,0 +1,65 @@
+"""The command `faithlab`: a table of subcommands, each carried out by the module that owns its subject.
+
+A new subcommand is one line in `COMMANDS` and two functions in its module:
+
+    add_arguments(parser)   describes the arguments
+    command(args) -> int    does the work and returns the exit status
+
+A module is imported only when its subcommand is called, so that `faithlab --help` answers at once.
+Exit status: 0 all well, 1 the work failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from faithlab.errors import FaithlabError, unknown
+
+# name -> (module, one line for `faithlab --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
+}
+
+
+def build_parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The argument parser, with the arguments of the subcommand `name` only (the others stay unimported)."""
+    parser = argparse.ArgumentParser(
+        prog="faithlab",
+        description="Does a model's answer depend on the reasoning it shows, and can we train it so that it does?",
+        epilog="`faithlab COMMAND --help` describes a command and gives examples.",
+    )
+    commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+    for command, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(command, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if command == name:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; bad input gives one line on stderr and no traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = next((a for a in argv if not a.startswith("-")), None)
+    try:
+        if name is not None and name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        args = build_parser(name).parse_args(argv)
+        return importlib.import_module(COMMANDS[args.command_name][0]).command(args)
+    except FaithlabError as error:
+        print(f"faithlab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("faithlab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `faithlab ... | head`: point stdout elsewhere, or Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The folder of a run: made once, never overwritten, with a record `run.json` from which an interrupted run resumes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from faithlab.errors import FaithlabError
+from faithlab.results import write_atomically
+
+
+def new_folder(output: Path, name: str | None = None) -> Path:
+    """Make the run's folder in `output`: called `name`, which must be new, or after the date and time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = [name] if name else [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]
+    for candidate in candidates:
+        path = output / candidate
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FaithlabError(f"cannot make {path}: {error.strerror}; choose another --output") from error
+    raise FaithlabError(f"{output / candidates[0]} exists; choose another --name, or continue it with --resume")
+
+
+def fresh_part(run: Path, part: str) -> Path:
+    """An empty folder `run/part`; what an earlier attempt left there is kept under `run/earlier_attempts/`."""
+    path = run / part
+    try:
+        if path.exists():
+            attic = run / "earlier_attempts"
+            attic.mkdir(exist_ok=True)
+            number = 1 + sum(p.name.startswith(f"{part}-") for p in attic.iterdir())
+            path.rename(attic / f"{part}-{number}")
+        path.mkdir()
+    except OSError as error:
+        raise FaithlabError(f"cannot make {path}: {error.strerror}; free space, or choose another --output") from error
+    return path
+
+
+def save_record(run: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`, whole or not at all."""
+    write_atomically(run / "run.json", json.dumps(record, indent=1, default=repr) + "\n")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The record of an earlier run, a mapping with `settings` and `parts`.
+
+    Raises:
+        FaithlabError: the folder is not that of a run, or its record is damaged.
+    """
+    try:
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        return {"settings": dict(record["settings"]), "parts": dict(record["parts"])}
+    except OSError as error:
+        raise FaithlabError(f"{run} is no folder of an earlier run (no run.json there); look under runs/") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FaithlabError(f"{run / 'run.json'} is damaged; start again without --resume") from error
