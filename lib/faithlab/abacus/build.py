@@ -1,0 +1,138 @@
+"""Train abacus from nothing with TRL's SFTTrainer: `python -m faithlab.abacus.build`, resumable and seeded.
+
+The demonstrations of `faithlab.abacus.demonstrations` are drawn once, sorted into batches of like length (which halves
+the time, since nothing is computed on padding) and read in order. Killed at any time, the same command goes on from
+the last checkpoint. The loss is the mean negative log-likelihood of the completion's tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from faithlab.abacus.demonstrations import demonstrations
+from faithlab.abacus.tokenizer import build_tokenizer
+
+BATCH = 64
+STEPS = 4000
+SAVE_EVERY = 500
+LEARNING_RATE = 2e-3
+POOL = 32  # batches sorted by length together
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A randomly initialised Llama of about one million parameters, with grouped-query attention."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        faithlab_format="abacus",  # so that a copy in another folder is still asked in abacus's words
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(rows: list[dict], tokenizer: PreTrainedTokenizerFast) -> list[dict]:
+    """Token ids and labels of prompt, completion and end token; prompt tokens carry no loss (label -100)."""
+    prompts = tokenizer([row["prompt"] for row in rows]).input_ids
+    completions = tokenizer([row["completion"] for row in rows]).input_ids
+    out = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        completion = [*completion, tokenizer.eos_token_id]
+        out.append(dict(input_ids=prompt + completion, labels=[-100] * len(prompt) + completion))
+    return out
+
+
+def training_set(steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> datasets.Dataset:
+    """`steps * BATCH` fresh demonstrations in reading order: batches of like length, the batches shuffled."""
+    stream = demonstrations(seed)
+    rng = random.Random(f"order-{seed}")
+    features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in ("input_ids", "labels")})
+    parts = []
+    for first in range(0, steps, POOL):
+        pool = encode(list(itertools.islice(stream, BATCH * min(POOL, steps - first))), tokenizer)
+        pool.sort(key=lambda row: len(row["input_ids"]))
+        batches = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
+        rng.shuffle(batches)
+        parts.append(datasets.Dataset.from_list([row for batch in batches for row in batch], features=features))
+    return datasets.concatenate_datasets(parts)
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Print one line at every checkpoint, so that a log file alone tells how far the run is."""
+
+    def on_save(self, args, state, control, **kwargs):
+        print(f"step {state.global_step}: checkpoint written", flush=True)
+
+
+def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = SAVE_EVERY) -> Path:
+    """Train (or go on training) and return the folder with the checkpoints `checkpoint-<step>`."""
+    set_seed(seed)
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "right"
+    model = new_model(tokenizer)
+    print(f"abacus: {model.num_parameters():,} parameters, {len(tokenizer)} tokens; {steps * BATCH:,} demonstrations")
+    config = SFTConfig(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=100,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        adam_beta2=0.98,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=save_every,
+        logging_steps=50,
+        report_to="none",
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=training_set(steps, seed, tokenizer),
+        processing_class=tokenizer,
+        callbacks=[KeepCheckpoints()],
+    )
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    print(f"going on from {last}" if last else "starting from step 0", flush=True)
+    trainer.train(resume_from_checkpoint=last)
+    return output
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/abacus"), help="where checkpoints go")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=SAVE_EVERY)
+    args = parser.parse_args()
+    train(args.output, steps=args.steps, seed=args.seed, save_every=args.save_every)
+
+
+if __name__ == "__main__":
+    main()
