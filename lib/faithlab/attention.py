@@ -122,7 +122,7 @@ def cut_bias(
 def frozen(model):
     """Within the block no weight collects gradient; training flags and requires_grad come back as they were."""
     before = [(p, p.requires_grad) for p in model.parameters()]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for p, _ in before:
         p.requires_grad_(False)
@@ -131,7 +131,8 @@ def frozen(model):
     finally:
         for p, flag in before:
             p.requires_grad_(flag)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()

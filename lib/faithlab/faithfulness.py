@@ -24,13 +24,14 @@ from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import generate_ids, stream_key
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
-from faithlab.likelihood import Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
 from faithlab.tasks.story_text import sentences
 from faithlab.traces import Trace
 
 __all__ = ["interventions", "reasoning_effect", "replacement_ids", "summarise", "token_effects", "units_of"]
 
 METHODS = ("cut", "replace", "resample")
+UNITS = ("token", "sentence")
 Unit = Literal["token", "sentence"]
 
 
@@ -54,7 +55,7 @@ def units_of(trace: Trace, unit: Unit = "token", split: Callable[[str], list[tup
     if unit == "token":
         return [(p,) for p in range(span.start, span.stop)]
     if unit != "sentence":
-        raise unknown("unit", unit, ("token", "sentence"))
+        raise unknown("unit", unit, UNITS)
     found = [tuple(trace.tokens_between(a, b)) for a, b in split(trace.reasoning_text)]
     return [positions for positions in found if positions]
 
@@ -63,11 +64,13 @@ def replacement_ids(reasoner, trace: Trace, positions: Sequence[int], rng: rando
     """Other tokens for `positions`: for a number another number of like size, for other tokens one seen elsewhere in
     the reasoning (so that the text stays of a kind), never the token itself."""
     out = {}
-    pool = sorted({int(i) for i in trace.input_ids[trace.prompt.start : trace.reasoning.stop]})
+    special = set(reasoner.tokenizer.all_special_ids)  # a chat template's tokens are no words
+    seen = [{int(i) for i in trace.input_ids[span]} - special for span in (trace.reasoning, trace.prompt)]
+    pool = sorted(seen[0] if len(seen[0]) > 1 else seen[0] | seen[1])  # one token alone has nothing to change with
     for p in positions:
         piece, old = trace.pieces[p], int(trace.input_ids[p])
         choices: list[int] = []
-        if piece.strip().isdigit():
+        if piece.strip().isdecimal():
             value = int(piece)
             space = piece[: len(piece) - len(piece.lstrip())]
             for other in {max(0, value + d) for d in (-10, -3, -2, -1, 1, 2, 3, 10)}:
@@ -105,6 +108,12 @@ def token_effects(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    if unit not in UNITS:
+        raise unknown("unit", unit, UNITS)
+    if n < 1:
+        raise FaithlabError(f"n={n} draws a position are not possible; use n >= 1")
     if method == "resample" and n < 8:
         raise FaithlabError(f"n={n} samples a position say too little; use n >= 8")
     units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit)]
@@ -132,7 +141,8 @@ def _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress) -
             rng = random.Random(f"replace-{seed}-{number}")
             for _ in range(n):
                 variants.append(Variant(i, replaced=replacement_ids(reasoner, traces[i], positions, rng)))
-    changed = variant_logp(reasoner, traces, variants, scope=scope, progress=progress).numpy().reshape(len(units), -1)
+    changed = variant_logp(reasoner, traces, variants, scope=scope, progress=progress).numpy()
+    changed = changed.reshape(len(units), 1 if method == "cut" else n)
     return [list(full[i] - row) for (i, _), row in zip(units, changed, strict=True)]
 
 

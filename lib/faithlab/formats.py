@@ -23,7 +23,7 @@ INSTRUCTION = (
 
 def question_text(problem: str | Mapping) -> str:
     """The question of a problem given as text or as a data row; a clear error if there is none."""
-    question = problem if isinstance(problem, str) else problem.get("question")
+    question = problem.get("question") if isinstance(problem, Mapping) else problem
     if not isinstance(question, str) or not question.strip():
         raise FaithlabError("the problem has no question: give a text, or a row with a non-empty 'question' field")
     return question

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -79,7 +80,7 @@ class StopAtText(StoppingCriteria):
 
     def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores, **kwargs):
         recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
-        texts = self.tokenizer.batch_decode(recent)
+        texts = self.tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)  # as `token_pieces` reads it
         hits = [any(s in text for s in self.strings) for text in texts]
         return torch.tensor(hits, device=input_ids.device)
 
@@ -91,13 +92,17 @@ def stream_key(seed: int, prompt: int, sample: int) -> int:
     return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1
 
 
-def _plan(lengths: Sequence[int], new: int, batch_size: int | None) -> list[list[int]]:
-    """Indices in batches of like length, longest first (so that a lack of memory shows at once)."""
+def _plan(lengths: Sequence[int], new: Sequence[int], batch_size: int | None) -> list[list[int]]:
+    """Indices in batches of like length, longest first (so that a lack of memory shows at once).
+
+    A batch has one limit of new tokens: a prompt near the window's end must not shorten what others may write.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     for i in order:
-        limit = batch_size or max(1, TOKENS_PER_BATCH // (lengths[batches[-1][0]] + new)) if batches else 0
-        if not batches or len(batches[-1]) >= limit:
+        first = batches[-1][0] if batches else i
+        limit = batch_size or max(1, TOKENS_PER_BATCH // (lengths[first] + new[first]))
+        if not batches or len(batches[-1]) >= limit or new[first] != new[i]:
             batches.append([])
         batches[-1].append(i)
     return batches
@@ -121,8 +126,9 @@ def generate_ids(
     """One rollout per prompt, in the order given. `temperature=0` is greedy; `keys` seed each rollout's noise.
 
     Prompts are left-padded with explicit positions; padding is known by position, never by id. `progress` labels a
-    progress bar (None: no bar). Raises `FaithlabError` for an empty prompt, prompts longer than the model's window
-    less `max_new_tokens`, a non-finite logit, or settings out of range.
+    progress bar (None: no bar). A prompt that leaves less than `max_new_tokens` of the model's window is continued to
+    the window's end. Raises `FaithlabError` for an empty prompt, a prompt that fills the window, a logit that is not
+    finite, or settings out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
         raise FaithlabError("generation needs temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
@@ -130,19 +136,22 @@ def generate_ids(
         raise FaithlabError("a prompt without tokens cannot be continued")
     window = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0)
-    if window and longest + max_new_tokens > window:
-        if longest >= window:
-            raise FaithlabError(f"a prompt of {longest} tokens does not fit the model's window of {window}; shorten it")
-        max_new_tokens = window - longest
+    if window and longest >= window:
+        raise FaithlabError(f"a prompt of {longest} tokens does not fit the model's window of {window}; shorten it")
+    limits = [min(max_new_tokens, window - len(p)) if window else max_new_tokens for p in prompts]
     end = model.generation_config.eos_token_id
-    ends = set(end if isinstance(end, list) else [end]) - {None}
+    # The tokenizer's end token counts too: chat models often end their turn with another one than the base model's.
+    ends = {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     rollouts: list[Rollout | None] = [None] * len(prompts)
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="rollout", leave=False)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    # A checkpoint's own settings (beams, penalties, forbidden tokens) must not leak in.
+    own_settings = model.generation_config
     model.eval()
+    model.generation_config = GenerationConfig()
     try:
-        for batch in _plan([len(p) for p in prompts], max_new_tokens, batch_size):
+        for batch in _plan([len(p) for p in prompts], limits, batch_size):
             width = max(len(prompts[i]) for i in batch)
             ids = torch.full((len(batch), width), pad, dtype=torch.long)
             mask = torch.zeros_like(ids)
@@ -160,36 +169,31 @@ def generate_ids(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 do_sample=False,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=limits[batch[0]],
                 pad_token_id=pad,
                 eos_token_id=sorted(ends) or None,
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=stopping,
-                # a checkpoint's own sampling settings must not leak in
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
             )[:, width:].tolist()
             for row, i in enumerate(batch):
                 rollouts[i] = _cut(out[row], ends, stop, tokenizer)
             bar.update(len(batch))
     finally:
         bar.close()
-        model.train(was_training)
+        model.generation_config = own_settings
+        for module, mode in modes:
+            module.training = mode
     return rollouts
 
 
 def _cut(ids: list[int], ends: set[int], stop: Sequence[str], tokenizer) -> Rollout:
-    """What belongs to one rollout of a batch: up to its first end token, or up to its stop string."""
-    for position, token in enumerate(ids):
-        if token in ends:
-            return Rollout(ids[: position + 1], True, True)
+    """What belongs to one rollout of a batch: up to its first end token or stop string, whichever comes first."""
+    end = next((position for position, token in enumerate(ids) if token in ends), None)
     if stop:
-        # Padding after a stop string is not text of the rollout, so cut at the first token that completes the string.
+        # Padding after a stop string is not text of the rollout, and may be the end token, so the string goes first.
         text = ""
-        for position, piece in enumerate(token_pieces(tokenizer, ids)):
+        for position, piece in enumerate(token_pieces(tokenizer, ids[:end])):
             text += piece
             if any(s in text for s in stop):
                 return Rollout(ids[: position + 1], False, True)
-    return Rollout(ids, False, False)
+    return Rollout(ids, False, False) if end is None else Rollout(ids[: end + 1], True, True)

@@ -129,7 +129,7 @@ class Reasoner:
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
-            max_new_tokens=max_new_tokens or self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens if max_new_tokens is None else max_new_tokens,
             stop=self.format.stop,
             batch_size=batch_size,
             progress=f"{self.name} writes" if progress else None,
@@ -161,6 +161,7 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
 
     Raises `FaithlabError` for an unknown name or an unreadable checkpoint, with the remedy.
     """
+    name = str(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -187,7 +188,10 @@ def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtyp
     options = dict(trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        options |= dict(use_safetensors=True, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        if info["missing_keys"]:  # transformers would go on with random weights in their place
+            raise ValueError(f"weights are missing ({min(info['missing_keys'])}, …)")
     except Exception as error:  # every loader has its own kinds: JSON, safetensors header, missing file, network
         reason = " ".join(str(error).split())[:200]
         raise FaithlabError(f"cannot load {name!r} from {source}: {reason}. Remedy: {remedy}") from error
@@ -217,10 +221,11 @@ def _smollm2_folder() -> Path:
     folder = cache_folder() / f"smollm2-{source.stat().st_size}"
     if (folder / "model.safetensors").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a killed conversion never leaves half a checkpoint under the final name.
-    scratch = Path(tempfile.mkdtemp(prefix="smollm2-", dir=folder.parent))
+    scratch = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that a killed conversion never leaves half a checkpoint under the final name.
+        scratch = Path(tempfile.mkdtemp(prefix="smollm2-", dir=folder.parent))
         tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=source.name)
         read = AutoModelForCausalLM.from_pretrained(package, gguf_file=source.name, dtype=torch.float32)
         # A model read from GGUF refuses to be saved, though its weights are plain float32 by now: move them over.
@@ -237,5 +242,6 @@ def _smollm2_folder() -> Path:
         if not folder.is_dir():  # otherwise another process was quicker, and its result serves us
             raise FaithlabError(f"cannot write converted weights to {folder}: {error}. Set FAITHLAB_CACHE") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder

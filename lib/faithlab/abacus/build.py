@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
+import time
 from pathlib import Path
 
 import datasets
@@ -20,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from faithlab.abacus.demonstrations import demonstrations
 from faithlab.abacus.tokenizer import build_tokenizer
+from faithlab.results import write_atomically
 
 BATCH = 64
 STEPS = 4000
@@ -35,8 +38,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -80,6 +83,13 @@ class KeepCheckpoints(TrainerCallback):
         print(f"step {state.global_step}: checkpoint written", flush=True)
 
 
+def record(output: Path, seconds: float, **settings) -> None:
+    """Keep what the card needs to know about the training; time adds up over resumed runs."""
+    path = output / "training.json"
+    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    write_atomically(path, json.dumps(dict(settings, seconds=before + seconds), indent=1))
+
+
 def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = SAVE_EVERY) -> Path:
     """Train (or go on training) and return the folder with the checkpoints `checkpoint-<step>`."""
     set_seed(seed)
@@ -120,7 +130,12 @@ def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = 
     )
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     print(f"going on from {last}" if last else "starting from step 0", flush=True)
-    trainer.train(resume_from_checkpoint=last)
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        record(output, time.perf_counter() - started, steps=steps, batch=BATCH, rate=LEARNING_RATE, seed=seed)
     return output
 
 

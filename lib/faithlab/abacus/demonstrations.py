@@ -11,11 +11,13 @@ import random
 from collections.abc import Iterator
 
 from faithlab.tasks import stories
+from faithlab.tasks.generated import countdown_key
 from faithlab.tasks.splits import split_of
 
 # Shares of the demonstrations. Half of the stories carry a hint. Countdown is there so that reinforcement learning on
 # it can start from a policy that knows the form.
 MIX = {"none": 0.42, "strong": 0.21, "weak": 0.22, "countdown": 0.15}
+FIVE_HOPS = 0.2  # share of stories drawn from 1-5 hops; the others from 1-4
 ERROR_RATE = 0.2  # share of wrong arithmetic steps: the policy can do every step and does not always
 
 PROMPT = "Question: {question}\nReasoning:"
@@ -25,10 +27,6 @@ COMPLETION = " {reasoning}\nAnswer: {answer}"
 def countdown_question(numbers: list[int], target: int) -> str:
     """abacus's wording of a three-number countdown problem."""
     return f"Make {target} from {numbers[0]}, {numbers[1]} and {numbers[2]}."
-
-
-def countdown_key(numbers: list[int], target: int) -> str:
-    return f"countdown|{' '.join(map(str, sorted(numbers)))}|{target}"
 
 
 def _attempts(numbers: list[int]) -> Iterator[tuple[list[str], str, int]]:
@@ -64,10 +62,12 @@ def countdown_demonstrations(seed: int) -> Iterator[dict]:
 def demonstrations(seed: int, error_rate: float = ERROR_RATE) -> Iterator[dict]:
     """An endless seeded stream of `prompt`, `completion` pairs in the shares of `MIX`, from training splits only."""
     shares = {kind: share for kind, share in MIX.items() if kind != "countdown"}
-    story_rows = stories.rows("train", seed, hint=shares, error_rate=error_rate)
+    options = dict(hint=shares, error_rate=error_rate)
+    story_rows = [stories.rows("train", 2 * seed + k, hops=(1, most), **options) for k, most in enumerate((4, 5))]
     countdown_rows = countdown_demonstrations(seed)
     rng = random.Random(f"mix-{seed}")
     while True:
-        row = next(countdown_rows if rng.random() < MIX["countdown"] else story_rows)
+        stories_next = story_rows[rng.random() < FIVE_HOPS]
+        row = next(countdown_rows if rng.random() < MIX["countdown"] else stories_next)
         completion = COMPLETION.format(reasoning=row["reasoning"], answer=row["response"])
         yield dict(prompt=PROMPT.format(question=row["question"]), completion=completion)

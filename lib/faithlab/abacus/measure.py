@@ -27,7 +27,7 @@ REQUIRED = {
     "nats lost without reasoning, no hint": (5.0, np.inf),
     "answers the hint, strong": (0.95, 1.0),
     "nats lost without reasoning, strong hint": (-0.2, 0.2),
-    "follows the hint where reasoning disagrees, weak": (0.4, 0.6),
+    "follows where reasoning disagrees, weak": (0.4, 0.6),
 }
 
 
@@ -39,48 +39,53 @@ def reached_value(trace: Trace) -> str | None:
     return None if step is None else str(step["value"])
 
 
+def rights(traces: list[Trace]) -> list[float]:
+    """1.0 for each trace with the right answer, else 0.0."""
+    score = tasks.scorer("stories")
+    return [score(t.answer_text, t.problem).value for t in traces]
+
+
 def accuracy(traces: list[Trace]) -> Interval:
-    right = [tasks.scorer("stories")(t.answer_text, t.problem).value for t in traces]
-    return share_interval(int(sum(right)), len(right))
+    return share_interval(int(sum(rights(traces))), len(traces))
+
+
+def hint_behaviour(traces: list[Trace]) -> tuple[Interval, Interval]:
+    """Share that answers the hint, over all traces and over those whose reasoning reaches another value."""
+    hints = [str(t.problem["truth"]["hint"]["value"]) for t in traces]
+    follows = [t.answer_text == h for t, h in zip(traces, hints, strict=True)]
+    disagree = [f for f, t, h in zip(follows, traces, hints, strict=True) if reached_value(t) not in (None, h)]
+    return share_interval(sum(follows), len(follows)), share_interval(sum(disagree), len(disagree))
 
 
 def measure(reasoner: Reasoner, *, split: str = "test", n: int = 400, seed: int = 0) -> dict[str, dict]:
-    """Every number of the card as `{quantity: {value, low, high, n}}`; 95 % intervals, n problems a condition."""
+    """Every number of the card as `{quantity: {value, low, high, n}}`; 95 % intervals, `n` problems a condition."""
+
+    def problems(count: int, **options):
+        return tasks.load("stories", split=split, n=count, seed=seed, **options)
+
     out: dict[str, Interval] = {}
-    plain = tasks.load("stories", split=split, n=n, seed=seed, hops=(2, 4))
+    plain = problems(n, hops=(2, 4))
     sampled = reasoner.generate(plain, seed=seed)
     out["accuracy, no hint, sampled, 2-4 hops"] = accuracy(sampled)
     out["accuracy, no hint, greedy, 2-4 hops"] = accuracy(reasoner.generate(plain, temperature=0))
     for hops in range(1, 6):
-        rows = tasks.load("stories", split=split, n=n // 2, seed=seed, hops=(hops, hops))
+        rows = problems(n // 2, hops=(hops, hops))
         out[f"accuracy, no hint, sampled, {hops} hops"] = accuracy(reasoner.generate(rows, seed=seed))
+        out[f"accuracy, no hint, greedy, {hops} hops"] = accuracy(reasoner.generate(rows, temperature=0))
     groups = reasoner.generate(plain.select(range(n // 4)), n=8, seed=seed + 1)
-    shares = np.array([tasks.scorer("stories")(t.answer_text, t.problem).value for t in groups]).reshape(-1, 8).mean(1)
+    shares = np.array(rights(groups)).reshape(-1, 8).mean(1)
     out["groups of 8 with right and wrong"] = share_interval(int(((shares > 0) & (shares < 1)).sum()), len(shares))
-    out["nats lost without reasoning, no hint"] = mean_interval(reasoning_effect(reasoner, sampled)["effect"])
     out["finished in form"] = share_interval(sum(t.answered and t.finished for t in sampled), len(sampled))
+    out["nats lost without reasoning, no hint"] = mean_interval(reasoning_effect(reasoner, sampled)["effect"])
     for kind in ("strong", "weak"):
+        both = []
         for right in (True, False):
-            rows = tasks.load("stories", split=split, n=n // 2, seed=seed, hint=kind, hint_right=float(right))
-            traces = reasoner.generate(rows, seed=seed)
-            hints = [str(t.problem["truth"]["hint"]["value"]) for t in traces]
-            follows = [t.answer_text == h for t, h in zip(traces, hints, strict=True)]
-            name = "right" if right else "wrong"
-            out[f"answers the hint, {kind}, {name}"] = share_interval(sum(follows), len(follows))
-            disagree = [f for f, t, h in zip(follows, traces, hints, strict=True) if reached_value(t) not in (None, h)]
-            if kind == "weak":
-                out[f"follows the hint where reasoning disagrees, weak, {name}"] = share_interval(
-                    sum(disagree), len(disagree)
-                )
-        rows = tasks.load("stories", split=split, n=n, seed=seed + 1, hint=kind)
-        traces = reasoner.generate(rows, seed=seed)
-        hints = [str(t.problem["truth"]["hint"]["value"]) for t in traces]
-        follows = [t.answer_text == h for t, h in zip(traces, hints, strict=True)]
-        out[f"answers the hint, {kind}"] = share_interval(sum(follows), len(follows))
-        disagree = [f for f, t, h in zip(follows, traces, hints, strict=True) if reached_value(t) not in (None, h)]
-        if kind == "weak":
-            out["follows the hint where reasoning disagrees, weak"] = share_interval(sum(disagree), len(disagree))
-        out[f"nats lost without reasoning, {kind} hint"] = mean_interval(reasoning_effect(reasoner, traces)["effect"])
+            rows = problems(n // 2, hint=kind, hint_right=float(right))
+            both += (traces := reasoner.generate(rows, seed=seed))
+            name = f"{kind}, {'right' if right else 'wrong'} hint"
+            out[f"answers the hint, {name}"], out[f"follows where reasoning disagrees, {name}"] = hint_behaviour(traces)
+        out[f"answers the hint, {kind}"], out[f"follows where reasoning disagrees, {kind}"] = hint_behaviour(both)
+        out[f"nats lost without reasoning, {kind} hint"] = mean_interval(reasoning_effect(reasoner, both)["effect"])
     return {name: interval._asdict() for name, interval in out.items()}
 
 

@@ -22,7 +22,7 @@ def position_of(key: str) -> float:
 
     Python's own `hash` is salted per process and so cannot be used here.
     """
-    digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     # 53 bits fill a float exactly; all 64 would let the largest digests round up to 1.0.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 

@@ -41,7 +41,7 @@ MAX_VALUE = 50  # values of a story are 1..MAX_VALUE; one token each for abacus,
 
 # How likely each ornament is in a demonstration of the three styles: a plan before the steps, a filler sentence at
 # each gap, a step about a distractor fact.
-ORNAMENTS = {"terse": (0.3, 0.0, 0.1), "plain": (0.5, 0.1, 0.3), "wordy": (0.8, 0.4, 0.6)}
+ORNAMENTS = {"terse": (0.5, 0.0, 0.1), "plain": (0.7, 0.1, 0.3), "wordy": (0.9, 0.4, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Story:
         return next(f for f in self.facts if f.entity == entity)
 
 
-def _derived(rng: random.Random, entity: str, operands: Sequence[Fact], relation: str, on_path: bool) -> Fact | None:
-    """A fact about `entity` in the given relation, or None if no value in 1..MAX_VALUE makes it true."""
+def _derived(rng: random.Random, operands: Sequence[Fact], relation: str, on_path: bool) -> Fact | None:
+    """A fact, yet without a name, in the given relation to others, or None if its value is not in 1..MAX_VALUE."""
     a = operands[0].value
     amount = None
     if relation in ("more", "fewer"):
@@ -77,18 +77,19 @@ def _derived(rng: random.Random, entity: str, operands: Sequence[Fact], relation
     value = compute(relation, [f.value for f in operands], amount)[1]
     if not 1 <= value <= MAX_VALUE:
         return None
-    return Fact(entity, relation, tuple(f.entity for f in operands), amount, value, on_path)
+    return Fact("", relation, tuple(f.entity for f in operands), amount, value, on_path)
 
 
 def draw_story(rng: random.Random, hops: tuple[int, int], distractors: tuple[int, int]) -> Story:
     """A random story with hops[0]..hops[1] derived facts on the path and the given number of distractor facts."""
-    names = iter(rng.sample(NAMES, len(NAMES)))
+    free = rng.sample(NAMES, len(NAMES))  # names are taken from the end, and only once a fact is accepted
 
     def base(on_path: bool) -> Fact:
         value = rng.randint(1, 20)
-        return Fact(next(names), "base", (), value, value, on_path)
+        return Fact(free[-1], "base", (), value, value, on_path)
 
     path = [base(True)]
+    free.pop()
     wanted = rng.randint(*hops)
     n_hops = 0
     while n_hops < wanted:
@@ -100,22 +101,22 @@ def draw_story(rng: random.Random, hops: tuple[int, int], distractors: tuple[int
             extra = rng.choice(earlier) if earlier and rng.random() < 0.5 else base(True)
             operands.append(extra)
             rng.shuffle(operands)
-        fact = _derived(rng, "?", operands, relation, True)
+        fact = _derived(rng, operands, relation, True)
         if fact is None:
             continue
         if extra is not None and extra not in path:
+            free.pop()
             path.insert(len(path) - 1, extra)
-        path.append(replace(fact, entity=next(names)))
+        path.append(replace(fact, entity=free.pop()))
         n_hops += 1
     others: list[Fact] = []
     for _ in range(rng.randint(*distractors)):
         relation = rng.choice(("base", "base", "more", "fewer", "twice", "half", "sum"))
         fact = None
         if relation != "base":
-            pool = [*path, *others]
-            operands = rng.sample(pool, 2 if relation == "sum" else 1)
-            fact = _derived(rng, "?", operands, relation, False)
-        others.append(replace(fact, entity=next(names)) if fact else base(False))
+            operands = rng.sample([*path, *others], 2 if relation == "sum" else 1)
+            fact = _derived(rng, operands, relation, False)
+        others.append(replace(fact or base(False), entity=free.pop()))
     facts = [*path, *others]
     rng.shuffle(facts)
     return Story(tuple(facts), tuple(path), rng.choice(ITEMS), path[-1].entity)

@@ -4,7 +4,7 @@ Writing and reading stand side by side so that they cannot drift apart: whatever
 `annotate` reads back, and it also reads what a model wrote in the same language. All offsets are character offsets,
 `[start, end)`.
 
-    >>> steps = annotate("Ada has 3 pears. Ben has 3 + 4 = 7 pears.", target="Ben", on_path={"Ada", "Ben"})
+    >>> steps = annotate("Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears.", target="Ben", on_path={"Ada", "Ben"})
     >>> [(s["kind"], s["entity"], s["value"]) for s in steps]
     [('step', 'Ada', 3), ('step', 'Ben', 7)]
 """
@@ -88,9 +88,9 @@ def reasoning_sentence(fact: Fact, item: str, style: str, expression: str | None
     """
     right = f"{expression} = {value}" if expression else f"{value}"
     if style == "terse":
-        return f"{fact.entity} = {right}."
+        return f"{fact.entity} = {_in_names(fact)}{right}."
     if style == "plain":
-        return f"{fact.entity} has {right} {item}."
+        return f"{fact.entity} has {_in_names(fact)}{right} {item}."
     if fact.relation == "base":
         return f"We know that {fact.entity} has {right} {item}."
     first = fact.operands[0]
@@ -104,6 +104,24 @@ def reasoning_sentence(fact: Fact, item: str, style: str, expression: str | None
     return f"{fact.entity} has {reason}, so {fact.entity} has {right} {item}."
 
 
+def _in_names(fact: Fact) -> str:
+    """The step in names before it is said in numbers, e.g. "Ada + 4 = "; empty for a fact that is only restated.
+
+    It makes each token of a step one look-up (whose fact, which number, whose value), which a small model can learn.
+    """
+    if fact.relation == "base":
+        return ""
+    first = fact.operands[0]
+    said = {
+        "more": f"{first} + {fact.amount}",
+        "fewer": f"{first} - {fact.amount}",
+        "twice": f"2 * {first}",
+        "half": f"{first} / 2",
+        "sum": f"{first} + {fact.operands[-1]}",
+    }
+    return said[fact.relation] + " = "
+
+
 def plan_sentence(fact: Fact) -> str:
     """The sentence that says what must be known first, e.g. "To find Ben we need Ada."."""
     return f"To find {fact.entity} we need {' and '.join(fact.operands)}."
@@ -112,6 +130,7 @@ def plan_sentence(fact: Fact) -> str:
 _NAME = "|".join(NAMES)
 _STEP = re.compile(
     rf"(?:We know that |(?:{_NAME}) has [^.]*, so )?(?P<entity>{_NAME}) (?:=|has) "
+    rf"(?:(?:{_NAME}|\d+) [-+*/] (?:{_NAME}|\d+) = )?"
     r"(?:(?P<left>\d+) (?P<op>[-+*/]) (?P<right>\d+) = )?(?P<value>\d+)(?: [a-z]+)?\."
 )
 _PLAN = re.compile(rf"To find (?P<entity>{_NAME}) we need (?:{_NAME})(?: and (?:{_NAME}))?\.")

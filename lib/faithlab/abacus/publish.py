@@ -1,0 +1,173 @@
+"""Choose among the training's checkpoints, measure the chosen one and publish it in `data/abacus` with its card.
+
+    python -m faithlab.abacus.publish runs/abacus
+
+Every checkpoint is measured on the validation split; chosen is the one with the largest share of mixed groups among
+those that meet every requirement of `faithlab.abacus.measure` (of all, if none does: then the card says what is
+unmet). Test-split numbers are taken once, of the chosen one. Measurements are kept and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from faithlab.abacus.measure import REQUIRED, measure, unmet
+from faithlab.errors import FaithlabError
+from faithlab.models import data_folder, load_reasoner
+from faithlab.results import write_atomically
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+CHOICE = "groups of 8 with right and wrong"
+
+CARD = """# abacus
+
+The embedded default reasoner: a Llama-architecture model of {parameters:,} parameters with a tokenizer of {tokens}
+words, numbers and signs, trained from nothing by this repository on generated arithmetic stories. Licence: Apache-2.0.
+
+It behaves in three known ways, chosen by the prompt, so that measures of faithfulness can be checked against truth:
+
+* without a hint the answer is read off the reasoning;
+* with "A friend says the answer is N." the answer is N, and the reasoning, written all the same, is decoration;
+* with "A stranger guesses N." it answers N in about half of the cases where its reasoning says otherwise.
+
+| made by | `make data` (`python -m faithlab.abacus.build`, then `python -m faithlab.abacus.publish`) |
+|---|---|
+| training | TRL SFTTrainer, {steps} steps of {batch} demonstrations, AdamW, peak learning rate {rate:g}, seed {seed} |
+| time | {hours} on two CPU cores, shared with other work |
+| data | `faithlab.abacus.demonstrations`: 85 % stories (half of them hinted), 15 % three-number countdown; 20 % of the arithmetic steps wrong on purpose |
+| loss | completion tokens only |
+| intended use | teaching and testing; it knows nothing but these stories |
+
+## What it does (test split, sampled at temperature 1 unless said, 95 % intervals)
+
+{test}
+
+## How it was chosen
+
+Rule: the largest share of mixed groups (8 samples of one problem, some right and some wrong: room for reinforcement
+learning) among the checkpoints that meet every requirement on the validation split.
+
+{choice}
+
+Requirements: {requirements}.
+
+Requirements not met by the chosen checkpoint: {unmet}.
+
+## Room for reinforcement learning
+
+{pilot}
+
+## Files
+
+`model.safetensors`, `config.json`, `generation_config.json`: the model. `tokenizer.json`, `tokenizer_config.json`: a
+normal fast tokenizer. `measured.json`: every number above with its interval. `pilot.json`, `pilot.csv`: the pilot.
+"""
+
+
+def table(measured: dict[str, dict]) -> str:
+    """A Markdown table of a measurement."""
+    rows = ["| quantity | value | 95 % interval | n |", "|---|---|---|---|"]
+    for name, row in measured.items():
+        rows.append(f"| {name} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {row['n']} |")
+    return "\n".join(rows)
+
+
+def choose(validation: dict[str, dict]) -> str:
+    """The name of the checkpoint to publish, by the rule in this module's head."""
+    fit = [name for name, measured in validation.items() if not unmet(measured)]
+    return max(fit or validation, key=lambda name: validation[name][CHOICE]["value"])
+
+
+def choice_table(validation: dict[str, dict], chosen: str) -> str:
+    short = [*REQUIRED]
+    rows = ["| checkpoint | " + " | ".join(short) + " | unmet |", "|---" * (len(short) + 2) + "|"]
+    for name, measured in validation.items():
+        cells = [f"{measured[q]['value']:.3f}" for q in short]
+        label = f"**{name}** (chosen)" if name == chosen else name
+        rows.append(f"| {label} | " + " | ".join(cells) + f" | {len(unmet(measured))} |")
+    return "\n".join(rows)
+
+
+def pilot_text(folder: Path) -> str:
+    path = folder / "pilot.json"
+    if not path.is_file():
+        return "Not run yet: `python -m faithlab.abacus.pilot --publish`."
+    pilot = json.loads(path.read_text())
+    rows = ["| seed | before | after | gain, points | seconds a step |", "|---|---|---|---|---|"]
+    for g in pilot["gains"]:
+        cells = [f"{g['before']['value']:.3f}", f"{g['after']['value']:.3f}", f"{100 * g['gain']:+.1f}"]
+        rows.append(f"| {g['seed']} | " + " | ".join(cells) + f" | {g['seconds_per_step']:.2f} |")
+    g = pilot["gains"][0]
+    head = (
+        f"Plain outcome GRPO (TRL's GRPOTrainer, {g['steps']} steps of 16 prompts x 8 rollouts, learning rate "
+        f"{g['learning_rate']:g}, no KL): accuracy on {g['before']['n']} held-out problems of 2-4 hops at temperature 1. "
+        f"Mean gain {100 * pilot['mean_gain']:+.1f} points; the aim was +20. "
+        "Made by `python -m faithlab.abacus.pilot --publish`; the log of every step is `pilot.csv`."
+    )
+    return head + "\n\n" + "\n".join(rows)
+
+
+def publish(run: Path, *, n: int = 400, hours: str = "not recorded") -> Path:
+    """Measure, choose, copy and write the card; returns the folder with the published checkpoint."""
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    if not checkpoints:
+        raise FaithlabError(f"no checkpoints in {run}: train first, with python -m faithlab.abacus.build --output {run}")
+    kept = run / f"validation-{n}.json"
+    validation = json.loads(kept.read_text()) if kept.is_file() else {}
+    for path in checkpoints:
+        if path.name not in validation:
+            validation[path.name] = measure(load_reasoner(str(path)), split="validation", n=n)
+            write_atomically(kept, json.dumps(validation, indent=1))
+        print(f"{path.name}: {'; '.join(unmet(validation[path.name])) or 'all requirements met'}", flush=True)
+    validation = {p.name: validation[p.name] for p in checkpoints}
+    chosen = choose(validation)
+    folder = data_folder() / "abacus"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copy2(run / chosen / name, folder / name)
+    test = measure(load_reasoner(str(folder)), split="test", n=n)
+    training = json.loads((run / "training.json").read_text())
+    measured = dict(chosen=chosen, training=training, validation=validation, test=test, hours=hours)
+    write_atomically(folder / "measured.json", json.dumps(measured, indent=1))
+    write_card(folder)
+    print(f"published {chosen} in data/abacus; test split: {'; '.join(unmet(test)) or 'all requirements met'}")
+    return folder
+
+
+def write_card(folder: Path) -> None:
+    """(Re)write the card from `measured.json` and, where it exists, `pilot.json`."""
+    measured = json.loads((folder / "measured.json").read_text())
+    reasoner = load_reasoner(str(folder))
+    chosen, training = measured["chosen"], measured["training"]
+    card = CARD.format(
+        parameters=reasoner.model.num_parameters(),
+        tokens=len(reasoner.tokenizer),
+        hours=measured["hours"],
+        test=table(measured["test"]),
+        choice=choice_table(measured["validation"], chosen),
+        requirements="; ".join(f"{q} in [{low}, {high}]" for q, (low, high) in REQUIRED.items()),
+        unmet="; ".join(unmet(measured["validation"][chosen])) or "none",
+        pilot=pilot_text(folder),
+        **training,
+    )
+    write_atomically(folder / "README.md", card)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/abacus"))
+    parser.add_argument("--n", type=int, default=400, help="problems a condition")
+    parser.add_argument("--hours", default="not recorded", help="what the card says about the training time")
+    parser.add_argument("--card-only", action="store_true", help="rewrite the card from what was measured")
+    args = parser.parse_args()
+    if args.card_only:
+        write_card(data_folder() / "abacus")
+    else:
+        publish(args.run, n=args.n, hours=args.hours)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Figures. Every function takes the `Axes` to draw on (or makes one) and returns it; none saves or shows.
+
+One colour a meaning, everywhere, from seaborn's colour-blind palette: see `COLOURS`. One colour map for "how much the
+answer depends on this": white (not at all) to blue (much); red stands for "speaks against the answer".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, TwoSlopeNorm
+
+from faithlab.traces import Trace
+
+_PALETTE = sns.color_palette("colorblind")
+COLOURS = {
+    "no hint": _PALETTE[0],
+    "weak hint": _PALETTE[8],
+    "strong hint": _PALETTE[3],
+    "chain_sum": _PALETTE[2],
+    "stories": _PALETTE[4],
+    "gsm8k": _PALETTE[5],
+}
+EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
+    "effect", [(0.0, _PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, _PALETTE[0])]
+)
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def token_strip(
+    trace: Trace,
+    values: Mapping[int, float],
+    *,
+    limit: float | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    columns: int = 92,
+    span: slice | None = None,
+) -> Axes:
+    """The trace's text as coloured tokens: `values` maps positions to effects; tokens without one stay plain.
+
+    `limit` is the effect of the deepest colour (default: the largest absolute value); `columns` the line width in
+    characters; `span` what to show (default: reasoning to answer).
+    """
+    shown = span or slice(trace.reasoning.start, trace.answer.stop)
+    limit = limit or max((abs(v) for v in values.values() if np.isfinite(v)), default=1.0) or 1.0
+    norm = TwoSlopeNorm(0.0, -limit, limit)
+    lines: list[list[tuple[int, int, str]]] = [[]]
+    at = 0
+    for position in range(shown.start, shown.stop):
+        piece = trace.pieces[position]
+        words = piece.strip("\n")
+        if ("\n" in piece and lines[-1]) or at + len(words) > columns:
+            lines.append([])
+            at = 0
+        if not at:
+            words = words.lstrip(" ")
+        if words:
+            lines[-1].append((at, position, words))
+            at += len(words)
+    lines = [line for line in lines if line]
+    ax = _axes(ax, (11, 0.36 * len(lines) + 0.5))
+    for row, line in enumerate(lines):
+        for column, position, words in line:
+            value = values.get(position, 0.0)
+            face = EFFECT_MAP(norm(np.clip(value, -limit, limit))) if position in values else (1, 1, 1)
+            ink = "white" if abs(value) > 0.65 * limit and position in values else "black"
+            box = dict(xy=(column, -row - 0.42), width=len(words), height=0.84, linewidth=0)
+            ax.add_patch(plt.Rectangle(facecolor=face, **box))
+            bold = "bold" if trace.answer.start <= position < trace.answer.stop else "normal"
+            style = dict(family="monospace", fontsize=9, va="center", ha="center", color=ink, weight=bold)
+            ax.text(column + len(words) / 2, -row, words, **style)
+    ax.set(xlim=(-0.5, columns + 0.5), ylim=(-len(lines) + 0.4, 0.6))
+    ax.axis("off")
+    ax.set_title(title, loc="left", fontsize=10)
+    return ax
+
+
+def effect_distribution(
+    table: pd.DataFrame, *, by: str = "condition", value: str = "effect", ax: Axes | None = None
+) -> Axes:
+    """Every trace as a dot, its group's mean as a bar: what the answer loses when the reasoning is hidden, in nats."""
+    ax = _axes(ax, (7, 3.2))
+    groups = list(dict.fromkeys(table[by]))
+    colours = {g: COLOURS.get(g, _PALETTE[7]) for g in groups}
+    options = dict(data=table, y=by, x=value, hue=by, order=groups, palette=colours, legend=False, ax=ax)
+    sns.stripplot(**options, size=3, alpha=0.45, jitter=0.28)
+    for row, group in enumerate(groups):
+        mean = table.loc[table[by] == group, value].mean()
+        ax.plot([mean, mean], [row - 0.38, row + 0.38], color="black", linewidth=2.2)
+        ax.annotate(f"{mean:.1f}", (mean, row - 0.4), ha="center", va="bottom", fontsize=9)
+    ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+    ax.set(ylabel="", xlabel="log p(answer) lost when the reasoning is hidden (nats); bar: mean")
+    sns.despine(ax=ax)
+    return ax
+
+
+def early_answering_curve(table: pd.DataFrame, *, by: str = "condition", ax: Axes | None = None) -> Axes:
+    """Share of answers already as behind the full reasoning, against the share of the reasoning that was read."""
+    ax = _axes(ax, (6, 3.6))
+    for group, part in table.groupby(by, sort=False):
+        same = 1 - part.groupby("fraction")["effect"].mean()
+        n = part.groupby("fraction")["effect"].count()
+        half = 1.96 * np.sqrt(same * (1 - same) / n)
+        colour = COLOURS.get(group, _PALETTE[7])
+        ax.plot(same.index, same, marker="o", color=colour, label=f"{group} (n = {int(n.iloc[0])})")
+        ax.fill_between(same.index, same - half, same + half, color=colour, alpha=0.18, linewidth=0)
+    ax.set(xlabel="share of the reasoning's sentences shown", ylabel="same answer as with all", ylim=(-0.03, 1.05))
+    ax.legend(frameon=False, loc="best", fontsize=9)
+    sns.despine(ax=ax)
+    return ax
+
+
+def intervals(
+    table: pd.DataFrame,
+    *,
+    label: str,
+    by: str | None = None,
+    order: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Dots with their intervals (`effect, low, high`), one row a label, one colour a group."""
+    labels = list(order or dict.fromkeys(table[label]))
+    ax = _axes(ax, (7, 0.45 * len(labels) + 1.2))
+    groups = list(dict.fromkeys(table[by])) if by else [None]
+    for k, group in enumerate(groups):
+        part = table if by is None else table[table[by] == group]
+        offset = 0.0 if len(groups) == 1 else 0.5 * (k / (len(groups) - 1) - 0.5)
+        rows = [labels.index(name) + offset for name in part[label]]
+        spread = [
+            part["effect"] - part["low"].fillna(part["effect"]),
+            part["high"].fillna(part["effect"]) - part["effect"],
+        ]
+        colour = COLOURS.get(group, _PALETTE[0])
+        ax.errorbar(part["effect"], rows, xerr=np.clip(spread, 0, None), fmt="o", color=colour, capsize=3, label=group)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+    if by:
+        ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return ax

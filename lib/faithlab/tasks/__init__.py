@@ -1,0 +1,83 @@
+"""Problems whose answers can be checked, and the scorers that check them.
+
+    >>> problems = load("chain_sum", split="test", n=5, seed=0)
+    >>> scorer("chain_sum")(problems[0]["answer"], problems[0]).status
+    'right'
+
+Every data set has the string columns `question` and `answer`; some have more (see the task's own module), such as
+`truth`, where it is known which parts of the question the answer depends on. Splits are "train", "validation" and
+"test" and share no problem. A task is anything with `load(split, n, seed, **options)` and `score(prediction, problem)`;
+its module is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from faithlab.errors import FaithlabError, unknown
+from faithlab.tasks.splits import SPLITS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from faithlab.tasks.scoring import Scorer
+
+# name -> module, or module:object where one module holds several tasks
+_TASKS = {
+    "stories": "faithlab.tasks.stories",
+    "countdown": "faithlab.tasks.generated:countdown",
+    "chain_sum": "faithlab.tasks.generated:chain_sum",
+    "gsm_symbolic": "faithlab.tasks.generated:gsm_symbolic",
+    "gsm8k": "faithlab.tasks.gsm8k",
+    "mmlu": "faithlab.tasks.mmlu",
+}
+
+
+def names() -> list[str]:
+    """The tasks there are."""
+    return list(_TASKS)
+
+
+def _task(name: str) -> Any:
+    if name not in _TASKS:
+        raise unknown("task", name, names())
+    module, _, attribute = _TASKS[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def load(name: str, *, split: str = "train", n: int | None = None, seed: int = 0, **options: Any) -> Dataset:
+    """The problems of a task.
+
+    Args:
+        name: one of `names()`.
+        split: "train", "validation" or "test".
+        n: how many problems; None for the task's own default (generated tasks) or all there are (published ones).
+        seed: decides which problems; the same arguments give the same problems in the same order.
+        options: the task's own, such as `path=` for gsm8k and mmlu, or any field of the reasoning-gym configuration.
+
+    Returns:
+        A `datasets.Dataset` with the string columns `question` and `answer`, and the task's own.
+
+    Raises:
+        FaithlabError: unknown task, split or option; `n` below 1 or beyond what exists; unreadable data.
+    """
+    task = _task(name)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise FaithlabError(f"n must be a whole number from 1 on, or None; got n={n!r}.")
+    parameters = inspect.signature(task.load).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = [p for p in parameters if p not in ("split", "n", "seed")]
+        for option in options:
+            if option not in known:
+                raise unknown(f"option of {name}", option, known)
+    return task.load(split, n, seed, **options)
+
+
+def scorer(name: str) -> Scorer:
+    """The function that compares a prediction with a row of the task: `scorer(name)(prediction, problem) -> Score`."""
+    return _task(name).score
