@@ -46,6 +46,9 @@ bench: $(STAMP)  ## measure speed
 
 data: $(STAMP)  ## rebuild the embedded checkpoint in data/ (hours; goes on where it was stopped)
 	"$(BIN)/python" -m faithlab.abacus.build
+	"$(BIN)/python" -m faithlab.abacus.publish
+	"$(BIN)/python" -m faithlab.abacus.pilot --publish
+	"$(BIN)/python" -m faithlab.abacus.publish --card-only
 
 lint: $(STAMP)  ## style check only
 	"$(BIN)/ruff" check .

@@ -49,7 +49,8 @@ def causal_bias(
 
     Rows are the queries `first_query` to the end (those before are in a cache). `window` limits attention to the last
     `window` positions (sliding-window layers). Where the causal, padding or window rule forbids a key the result is
-    the lowest finite number whatever `bias` says; elsewhere it is `bias`, which keeps its gradient.
+    the lowest finite number whatever `bias` says; elsewhere it is `bias`, which keeps its gradient, and at least half
+    that number: a row whose every key is cut looks at all it may see alike, and never at the future or at padding.
 
     Raises `FaithlabError` if `bias` does not fit (batch, heads or 1, queries, keys).
     """
@@ -73,7 +74,7 @@ def causal_bias(
             f"an attention bias must have shape (batch {batch}, heads or 1, queries {keys - first_query}, "
             f"keys {keys}); got {tuple(bias.shape)}"
         )
-    return torch.where(allowed, bias.to(dtype).clamp(min=lowest(dtype)), floor)
+    return torch.where(allowed, bias.to(dtype).clamp(min=lowest(dtype) / 2), floor)
 
 
 def layer_windows(config) -> dict[str, int | None]:

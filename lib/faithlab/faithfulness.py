@@ -161,12 +161,14 @@ def _resampled(reasoner, traces, units, n, seed, progress) -> Iterator[list[floa
                 prompts.append(prompt)
                 keys.append(stream_key(seed, number, sample))
                 sources.append(i)
+    # A continuation may be longer than the original, but one that runs on and on only costs time: it has no answer.
+    longest = max((len(traces[i]) - traces[i].prompt.stop for i, _ in units), default=1)
     rollouts = generate_ids(
         reasoner.model,
         reasoner.tokenizer,
         prompts,
         keys,
-        max_new_tokens=reasoner.max_new_tokens,
+        max_new_tokens=min(reasoner.max_new_tokens, 2 * longest + 16),
         stop=reasoner.format.stop,
         progress="resampling" if progress else None,
     )

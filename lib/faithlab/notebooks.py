@@ -35,7 +35,7 @@ from faithlab.notebook_files import (
     settle,
 )
 from faithlab.notebook_kernel import Outcome, execute, kernel_of_this_python, terminate_like_ctrl_c
-from faithlab.results import gather_results, write_atomically, write_results
+from faithlab.results import gather_results, keep_results, write_atomically, write_results
 from faithlab.run_folder import fresh_part, new_folder, read_record, save_record
 
 __all__ = ["Run", "add_arguments", "command", "gather_results", "run_notebooks", "write_results"]
@@ -225,6 +225,7 @@ def _write_back(nb: Notebook, working: Path, figures: dict[str, str], values: Ma
     for picture in pictures:
         (root / "figures").mkdir(exist_ok=True)
         write_atomically(root / "figures" / picture.name, picture.read_bytes())
+    keep_results(gather_results(working.parent, [nb.stem]), root / "data" / "results" / "notebooks.csv")
     print(f"      written back: {_show(nb.path)}, figures: {len(pictures)}", flush=True)
     other = [f"{k}={v!r} (its cell says {nb.parameters[k]!r})" for k, v in values.items() if v != nb.parameters[k]]
     if other:

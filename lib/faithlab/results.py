@@ -160,3 +160,35 @@ def gather_results(folder: str | Path, only: Iterable[str] | None = None) -> pd.
         rows += [head | row for row in content["results"]]
     # dtype object: a column of whole numbers and gaps must not turn into floats.
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def keep_results(table: pd.DataFrame, path: Path) -> None:
+    """Put a run's table of results into a committed CSV: rows of the same notebooks are replaced, others stay.
+
+    Raises:
+        FaithlabError: the file cannot be written.
+    """
+    import pandas as pd
+
+    if path.is_file():
+        kept = pd.read_csv(path, dtype=object)
+        table = pd.concat([kept[~kept["notebook"].isin(set(table["notebook"]))], table], ignore_index=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = table.sort_values("notebook", kind="stable")
+    write_atomically(path, ordered.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v).to_csv(index=False))
+
+
+def save_figure(figure: Any, output_dir: str | Path, name: str) -> Path:
+    """Save a matplotlib figure (or the figure of an `Axes`) as `output_dir/figures/name.png`; the folder is made.
+
+    Raises:
+        FaithlabError: the folder cannot be made or written.
+    """
+    figure = figure if hasattr(figure, "savefig") else figure.get_figure()
+    path = Path(output_dir) / "figures" / f"{name}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise FaithlabError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    return path

@@ -111,7 +111,7 @@ def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = 
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         bf16=False,
         use_cpu=not torch.cuda.is_available(),
         save_steps=save_every,

@@ -1,0 +1,124 @@
+"""The making of abacus: what it is taught, and that a training that was cut off goes on as if it had not been."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from faithlab.abacus import build, demonstrations, publish
+from faithlab.abacus.measure import REQUIRED, reached_value, unmet
+from faithlab.abacus.tokenizer import build_tokenizer
+from faithlab.tasks import stories
+from faithlab.tasks.generated import countdown_key
+from faithlab.tasks.splits import split_of
+from faithlab.traces import split_text
+
+
+def test_demonstrations_are_in_vocabulary_fit_the_window_and_repeat_by_seed():
+    tokenizer = build_tokenizer()
+    rows = list(itertools.islice(demonstrations.demonstrations(3), 400))
+    assert rows == list(itertools.islice(demonstrations.demonstrations(3), 400))
+    assert rows != list(itertools.islice(demonstrations.demonstrations(4), 400))
+    for row in rows:
+        ids = tokenizer(row["prompt"] + row["completion"]).input_ids
+        assert tokenizer.unk_token_id not in ids and len(ids) < 512
+        assert tokenizer.decode(ids) == row["prompt"] + row["completion"]
+        start, end = split_text(row["completion"]).answer
+        assert row["completion"][start:end]
+
+
+def test_demonstrated_conditions_have_the_stated_shares():
+    rows = list(itertools.islice(demonstrations.demonstrations(0), 3000))
+    share = {
+        "countdown": sum("Make" in r["prompt"] for r in rows) / 3000,
+        "strong": sum("friend" in r["prompt"] for r in rows) / 3000,
+        "weak": sum("stranger" in r["prompt"] for r in rows) / 3000,
+    }
+    for name, value in share.items():
+        assert value == pytest.approx(demonstrations.MIX[name], abs=0.03)
+
+
+def test_countdown_demonstrations_are_right_and_from_the_training_split():
+    for row in itertools.islice(demonstrations.countdown_demonstrations(0), 300):
+        words = row["question"].rstrip(".").replace(",", "").split()
+        target, numbers = int(words[1]), [int(w) for w in words[3:] if w.isdigit()]
+        assert split_of(countdown_key(numbers, target)) == "train"
+        assert eval(row["response"], {"__builtins__": {}}) == target
+        assert sorted(int(w) for w in row["response"].replace("(", " ").replace(")", " ").split() if w.isdigit()) == sorted(
+            numbers
+        )
+
+
+def test_model_is_a_grouped_query_llama_of_about_a_million_parameters():
+    model = build.new_model(build_tokenizer())
+    assert 0.8e6 < model.num_parameters() < 1.2e6
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+
+
+def test_training_batches_are_of_like_length_and_prompts_carry_no_loss():
+    tokenizer = build_tokenizer()
+    data = build.training_set(4, 0, tokenizer)
+    assert len(data) == 4 * build.BATCH
+    spread = []
+    for first in range(0, len(data), build.BATCH):
+        lengths = [len(row) for row in data[first : first + build.BATCH]["input_ids"]]
+        spread.append(max(lengths) - min(lengths))
+    everything = [len(row) for row in data["input_ids"]]
+    assert sum(spread) / len(spread) < 0.5 * (max(everything) - min(everything))
+    row = data[0]
+    text = tokenizer.decode([i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100])
+    assert text.startswith("Question:") and text.endswith("Reasoning:")
+    assert row["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "BATCH", 4)
+    build.train(tmp_path / "unbroken", steps=4, save_every=2)
+
+    def interrupt(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build.KeepCheckpoints, "on_save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build.train(tmp_path / "broken", steps=4, save_every=2)
+    assert not (tmp_path / "broken" / "checkpoint-4").exists()
+    build.train(tmp_path / "broken", steps=4, save_every=2)
+    weights = [load_file(tmp_path / run / "checkpoint-4" / "model.safetensors") for run in ("unbroken", "broken")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    start = build.new_model(build_tokenizer()).state_dict()
+    assert any(not torch.equal(weights[0][name], start[name]) for name in weights[0]), "nothing was trained"
+    recorded = json.loads((tmp_path / "broken" / "training.json").read_text())
+    assert recorded["steps"] == 4 and recorded["seconds"] > 0
+
+
+def measured(**values):
+    inside = {"accuracy, no hint, sampled, 2-4 hops": 0.45, "groups of 8 with right and wrong": 0.7}
+    inside |= {"nats lost without reasoning, no hint": 9.0, "nats lost without reasoning, strong hint": 0.0}
+    inside |= {"answers the hint, strong": 1.0, "follows where reasoning disagrees, weak": 0.5}
+    assert set(inside) == set(REQUIRED)
+    return {name: dict(value=value) for name, value in (inside | values).items()}
+
+
+def test_choice_prefers_room_for_learning_among_those_that_meet_every_requirement():
+    mixed = "groups of 8 with right and wrong"
+    table = {
+        "a": measured(),
+        "b": measured(**{mixed: 0.8}),
+        "c": measured(**{mixed: 0.9, "answers the hint, strong": 0.9}),
+    }
+    assert unmet(table["a"]) == [] and "answers the hint, strong: 0.900" in unmet(table["c"])[0]
+    assert publish.choose(table) == "b"
+    assert publish.choose({"c": table["c"]}) == "c", "if none fits, the best is shipped and the card says so"
+
+
+def test_reached_value_is_the_last_statement_about_what_was_asked():
+    from tiny import tiny_reasoner
+
+    row = next(stories.rows("test", 0, hops=(2, 2)))
+    reasoner = tiny_reasoner()
+    trace = reasoner.trace(row, row["reasoning"], row["response"])
+    assert reached_value(trace) == str(row["truth"]["reached"])
+    assert reached_value(reasoner.trace(row, "So far so good.", "3")) is None
