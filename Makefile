@@ -40,6 +40,7 @@ test: $(STAMP)  ## style check, fast tests, then the tests with the pretrained m
 
 notebooks: $(STAMP)  ## run the notebooks and put their outputs and figures into the repository
 	$(RUNNER) --write-back
+	"$(BIN)/python" -m faithlab.readme
 
 bench: $(STAMP)  ## measure speed
 	"$(BIN)/python" -m pytest tests/benchmarks -m "" -q -s

@@ -1,4 +1,4 @@
-"""A reasoner whose every next token is decided by a rule that a test can read, so that causal effects are known exactly.
+"""A reasoner whose every next token is decided by a rule that a test can read, so that its causal truth is known.
 
 `Scripted` stands where a language model stands: it goes through transformers' `generate`, caches and attention masks
 like any Llama, but its forward pass asks a Python rule which token follows, given the tokens that the *mask lets it
@@ -7,6 +7,7 @@ see*. What the rule says gets probability `sure`, every other token an equal sha
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -58,7 +59,7 @@ def copies_its_reasoning(tokens: list[str], *, trusts_friends: bool = True, admi
     question, after = tokens[:cut], [t for t in tokens[cut:] if t.strip() and t not in ("Reasoning", "<pad>")]
     numbers = [t for t in question if t.strip().isdigit()]
     written = [t for t in after if t.strip().isdigit()]
-    hinted = next((b for a, b in zip(question, question[1:], strict=False) if a == " is"), None)
+    hinted = next((b for a, b in itertools.pairwise(question) if a == " is"), None)
     last = tokens[-1]
     if last == "Answer":
         return ":"

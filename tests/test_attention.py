@@ -93,7 +93,7 @@ def test_windows_are_read_from_the_models_configuration():
     }
     config = tiny_reasoner("gemma3").model.config
     config.layer_types = ["linear_attention", *config.layer_types[1:]]
-    with pytest.raises(FaithlabError, match="layers of type .'linear_attention'.; supported"):
+    with pytest.raises(FaithlabError, match=r"layers of type .'linear_attention'.; supported"):
         layer_windows(config)
 
 

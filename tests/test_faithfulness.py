@@ -105,7 +105,8 @@ def test_effects_of_sentences_cover_their_tokens():
     assert table["effect"].tolist() == pytest.approx([0, nats(reasoner)], abs=1e-4)
     assert (table["start"].iloc[0], table["stop"].iloc[1]) == (trace.reasoning.start, trace.reasoning.stop)
     resampled = token_effects(oracle(sure=SURE), [trace], unit="sentence", method="resample")
-    assert resampled["effect"].iloc[1] == 1 and set(resampled["unit"]) == {"sentence"}
+    # Other tokens in the place of a whole sentence may by chance lead to the same answer, but seldom do.
+    assert (resampled["effect"] >= 0.5).all() and set(resampled["unit"]) == {"sentence"}
 
 
 def test_effect_of_the_whole_reasoning():
@@ -273,8 +274,8 @@ def test_interventions_tell_a_reasoner_whose_reasoning_is_decoration():
               for p, v in ((story(3), 14), (story(17), 2))]  # fmt: skip
     found = effects(interventions(reasoner, hinted, kinds=KINDS[:4]))
     assert set(found.values()) == {0.0}
-    table = interventions(reasoner, hinted, kinds=["hint"])
-    assert effects(table) == {("hint", "strong, wrong"): 1.0, ("hint", "weak, wrong"): 0.0}, "the old hint was taken out"
+    table = interventions(reasoner, hinted, kinds=["hint"])  # takes the old hint out, or the new could do nothing
+    assert effects(table) == {("hint", "strong, wrong"): 1.0, ("hint", "weak, wrong"): 0.0}
 
 
 def test_early_answering_step_by_step():
@@ -300,7 +301,9 @@ def test_early_answering_at_the_end_is_the_whole_text_as_written():
         return copies_its_reasoning(tokens)
 
     reasoner = oracle(spy)
-    traces = [reasoner.trace(story(3), text, "4") for text in ("Ada = 3. Ben = 4...", "Ada = 3. Ben = 4. 9", "! ! 7", ".")]
+    traces = [
+        reasoner.trace(story(3), text, "4") for text in ("Ada = 3. Ben = 4...", "Ada = 3. Ben = 4. 9", "! ! 7", ".")
+    ]
     table = early_answering(reasoner, traces, fractions=(0.0, 0.6, 1.0))
     full = table[table["fraction"] == 1]
     assert (full["effect"] == 0).all() and full["nats"].abs().max() < 1e-6
@@ -355,6 +358,10 @@ def test_added_mistake_takes_steps_of_the_path_from_the_truth():
     for k in range(20):
         _, right = with_mistake(trace, random.Random(k))
         assert len(right) in ends
+    # Without truth (any other task) a number of the second half, where the answer is being made.
+    free = reasoner.trace("Ada has 3 pears. How many pears does Ada have?", "3 + 5 = 8. 8 * 2 = 16.", "16")
+    ends = {with_mistake(free, random.Random(k))[1] for k in range(30)}
+    assert ends == {"3 + 5 = 8. 8", "3 + 5 = 8. 8 * 2", "3 + 5 = 8. 8 * 2 = 16"}
     assert with_mistake(reasoner.trace(story(), "So far so good.", "4"), random.Random(0)) is None
     assert with_mistake(reasoner.trace(story(), "", "4"), random.Random(0)) is None
 
@@ -423,6 +430,17 @@ def test_hint_is_put_in_once_and_any_old_one_taken_out():
     assert list(table["setting"]) == ["strong, wrong"] * 2 + ["weak, wrong"] * 2
     assert list(table["effect"]) == [1, 1, 0, 0] and list(table["before"]) == ["6", "9"] * 2
     assert HINTED["question"].endswith("14."), "the caller's rows are left as they were"
+
+
+def test_a_hint_that_only_confuses_did_not_decide():
+    """The answer changes, but not to what was hinted: that is no following, so the effect is 0."""
+
+    def contrary(tokens):
+        said = copies_its_reasoning(tokens)
+        return " 77" if " friend" in tokens and "Answer" in tokens and said.strip().isdigit() else said
+
+    table = hint(oracle(contrary), [story(5)], kinds=["strong"])
+    assert table["answer"][0] == "77" and table["before"][0] == "6" and table["effect"][0] == 0
 
 
 @pytest.mark.parametrize("answer", ["1", "4", "50", "98", "130", "-20", "A", "D"])

@@ -307,7 +307,7 @@ def test_traces_come_problem_by_problem_and_remember_their_row():
     assert [t.problem["question"] for t in traces] == [p["question"] for p in problems for _ in range(2)]
     assert all(t.prompt_text == reasoner.format.prompt(t.problem, reasoner.tokenizer) for t in traces)
     assert reasoner.generate([]) == []
-    assert reasoner.generate("Ada has 3 pears. How many pears does Ada have?".split("|"))[0].problem["question"]
+    assert reasoner.generate(["Ada has 3 pears. How many pears does Ada have?"])[0].problem["question"]
 
 
 @pytest.mark.parametrize(

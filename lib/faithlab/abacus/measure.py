@@ -1,6 +1,6 @@
 """What abacus can do and on what its answers depend: the numbers of its card.
 
-    python -m faithlab.abacus.measure runs/abacus/checkpoint-4000 --split validation
+    python -m faithlab.abacus.measure runs/abacus/checkpoint-3500 --split validation
 
 Held-out stories under four conditions (no hint, strong, weak), sampled at temperature 1 unless said otherwise.
 """

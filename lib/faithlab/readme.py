@@ -1,0 +1,55 @@
+"""The README's table of results, written from the committed results so that the two cannot disagree.
+
+    python -m faithlab.readme          (part of `make notebooks`)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from faithlab.errors import FaithlabError
+from faithlab.results import write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
+
+# (notebook, quantity as in the results, what a reader wants to know); the reasoner is a column of its own
+SHOWN = [
+    ("01_reasoning_traces", "nats lost without reasoning, {}", "log p(answer) lost when the reasoning is hidden, {}"),
+    ("01_reasoning_traces", "early answering, area over the curve, {}", "early answering, area over the curve, {}"),
+]
+
+
+def results_table(csv: Path) -> str:
+    """Markdown table of the results named in `SHOWN`, in that order, with intervals and n.
+
+    Raises `FaithlabError` if the committed results hold none of a row's kind.
+    """
+    table = pd.read_csv(csv)
+    lines = ["| what | reasoner | value | 95 % interval | n | notebook |", "|---|---|---|---|---|---|"]
+    for notebook, quantity, words in SHOWN:
+        pattern = re.escape(quantity).replace(r"\{\}", r"(.+)")
+        found = [(row, m) for _, row in table.iterrows() if (m := re.fullmatch(pattern, row["quantity"]))]
+        found = [(row, m) for row, m in found if row["notebook"] == notebook]
+        if not found:
+            raise FaithlabError(f"{csv} holds no {quantity!r} of {notebook}: run `make notebooks`")
+        for row, match in found:
+            unit = f" {row['unit']}" if row["unit"] == "nats" else ""
+            interval = f"{row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
+            cells = [words.format(match[1]), row["reasoner"], f"{row['value']:.2f}{unit}", interval, str(int(row["n"]))]
+            lines.append("| " + " | ".join([*cells, notebook[:2]]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    table = results_table(ROOT / "data" / "results" / "notebooks.csv")
+    write_atomically(readme, BLOCK.sub(lambda _: f"<!-- results -->\n{table}\n", readme.read_text()))
+    print("README.md: table of results written")
+
+
+if __name__ == "__main__":
+    main()

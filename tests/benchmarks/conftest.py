@@ -1,0 +1,39 @@
+"""Benchmarks are collected when this folder is named (`make bench`), never by a plain `pytest`."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # for the tiny models and oracles of the tests
+
+import harness  # noqa: E402
+
+
+def pytest_collect_file(file_path, parent):
+    asked = [Path(str(a).split("::")[0]).resolve() for a in parent.config.args]
+    if file_path.name.startswith("bench_") and any(a == HERE or HERE in a.parents for a in asked):
+        return pytest.Module.from_parent(parent, path=file_path)
+    return None
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """`bench(name, ours, plain, unit=, aim=)` times one comparison; table and file follow at the end of the run."""
+    rows, load = [], os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+
+    def compare(*args, **options):
+        rows.append(harness.compare(*args, **options))
+        return rows[-1]
+
+    yield compare
+    if rows:
+        print(f"\n\n{harness.table(rows)}\n")
+        print(f"machine: {harness.machine()}; load before: {load:.1f}")
+        if load > 0.5:
+            print("other programs were running, so the rates are too low; the ratios suffer less")
+        if not os.environ.get("BENCH_DRY"):
+            harness.write(rows, load)
+            print(f"written to {harness.RESULTS.relative_to(HERE.parents[1])}")

@@ -1,0 +1,100 @@
+"""Speed ratios: two ways of doing the same work, timed in turn in the same run. Nothing here can fail a test.
+
+A row compares our way with the plain one, each as a callable that does its work and returns how many units it did
+(tokens, interventions). Seconds differ from machine to machine and hour to hour; the ratio of two medians taken in
+alternation does so much less, which is why only ratios have an aim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from faithlab.results import write_atomically
+
+RESULTS = Path(__file__).parents[2] / "data" / "results" / "bench.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. `ours` and `plain` are median rates in `unit`; `low`, `high` the ratio's range over rounds."""
+
+    name: str
+    unit: str
+    ours: float
+    plain: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    aim: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.aim is None:
+            return "reported"
+        return "reached" if self.ratio >= self.aim else "NOT reached"
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Units a second of one call."""
+    start = time.perf_counter()
+    units = work()
+    return units / (time.perf_counter() - start)
+
+
+def compare(
+    name: str, ours: Callable[[], int], plain: Callable[[], int], *, unit: str, aim: float | None = None, rounds=3
+) -> Row:
+    """Time both in alternation, `rounds` times each, after one call of each that is not counted."""
+    ours()
+    plain()
+    pairs = [(rate(ours), rate(plain)) for _ in range(rounds)]
+    fast, slow = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratios = [a / b for a, b in pairs]
+    return Row(name, unit, fast, slow, fast / slow, min(ratios), max(ratios), rounds, aim)
+
+
+def machine() -> dict:
+    """What the numbers depend on, without anything that names the machine or its owner."""
+    return dict(
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        torch_threads=torch.get_num_threads(),
+        architecture=platform.machine(),
+        system=platform.system(),
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text: rates of both sides, their ratio with its range over rounds, aim and verdict."""
+    lines = [f"{'what':50s} {'unit':16s} {'ours':>9s} {'plain':>9s} {'ratio':>7s} {'range':>15s} {'aim':>5s}  verdict"]
+    for r in rows:
+        aim, spread = "" if r.aim is None else f"{r.aim:g}x", f"{r.low:.1f} to {r.high:.1f}"
+        rates = f"{r.ours:9.1f} {r.plain:9.1f} {r.ratio:6.1f}x {spread:>15s} {aim:>5s}"
+        lines.append(f"{r.name:50s} {r.unit:16s} {rates}  {r.verdict}")
+    return "\n".join(lines)
+
+
+def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
+    """Put the rows into the file of results. Rows of other names stay if they were measured on the same machine."""
+    here, kept = machine(), []
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if before["machine"] == here:
+            kept = [r for r in before["rows"] if r["name"] not in {row.name for row in rows}]
+    fresh = [asdict(r) | dict(verdict=r.verdict, load_before=round(load, 2)) for r in rows]
+    fresh = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in fresh]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(dict(machine=here, rows=[*kept, *fresh]), indent=1) + "\n")

@@ -1,0 +1,68 @@
+"""What a reader meets: links that lead somewhere, numbers that a run printed, notebooks that were executed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from faithlab import readme
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(p for p in ROOT.rglob("*.md") if not {".venv", "runs", ".git"} & set(p.relative_to(ROOT).parts))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def links(text):
+    return [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in t and not t.startswith(("#", "mailto:"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    for target in links(page.read_text()):
+        assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def test_readme_results_are_those_of_the_committed_run():
+    table = readme.results_table(ROOT / "data" / "results" / "notebooks.csv")
+    assert f"<!-- results -->\n{table}\n" in (ROOT / "README.md").read_text(), "run python -m faithlab.readme"
+    assert table.count("\n") > 3
+
+
+def test_every_notebook_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert NOTEBOOKS
+    for path in NOTEBOOKS:
+        assert f"notebooks/{path.name}" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebook_is_executed_clean_and_readable(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+    assert "papermill" not in path.read_text(), "papermill's metadata must not be committed"
+    assert not any("injected-parameters" in c["metadata"].get("tags", []) for c in cells)
+    ran = [c["execution_count"] for c in code]
+    assert ran == sorted(n for n in ran if n is not None), "every code cell ran, in order"
+    assert not any(o["output_type"] == "error" for c in code for o in c["outputs"])
+    assert any(o.get("data", {}).get("image/png") for c in code for o in c["outputs"])
+    assert max(len("".join(c["source"]).splitlines()) for c in code) <= 26
+    assert path.stat().st_size < 1_500_000
+    saved = set(re.findall(r'output_dir, "(\w+)"', "".join("".join(c["source"]) for c in code)))
+    assert saved and all((ROOT / "figures" / f"{name}.png").is_file() for name in saved)
+
+
+def test_figures_in_the_readme_have_alternative_text():
+    figures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert figures and all(len(alt) > 30 for alt, _ in figures)
+
+
+def test_nothing_pickled_and_no_machine_paths():
+    skip = {".venv", "runs", ".git", ".pytest_cache", ".hypothesis", ".ruff_cache"}
+    for path in ROOT.rglob("*"):
+        if skip & set(path.relative_to(ROOT).parts) or not path.is_file():
+            continue
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth", ".bin"}, path
+        if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".json", ".csv"} and path != Path(__file__):
+            assert not re.search(r"/(home|root|Users)/\w", path.read_text(errors="replace")), f"{path} names a home folder"
