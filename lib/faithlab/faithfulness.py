@@ -132,17 +132,16 @@ def token_effects(
 
 
 def _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress) -> list[list[float]]:
-    full = answer_logp(reasoner, traces).numpy()
+    variants = [Variant(i) for i in range(len(traces))]  # the traces as they stand go first, and share the work
     if method == "cut":
-        variants = [Variant(i, hidden=positions) for i, positions in units]
+        variants += [Variant(i, hidden=positions) for i, positions in units]
     else:
-        variants = []
         for number, (i, positions) in enumerate(units):
             rng = random.Random(f"replace-{seed}-{number}")
             for _ in range(n):
                 variants.append(Variant(i, replaced=replacement_ids(reasoner, traces[i], positions, rng)))
-    changed = variant_logp(reasoner, traces, variants, scope=scope, progress=progress).numpy()
-    changed = changed.reshape(len(units), 1 if method == "cut" else n)
+    values = variant_logp(reasoner, traces, variants, scope=scope, progress=progress).numpy()
+    full, changed = values[: len(traces)], values[len(traces) :].reshape(len(units), 1 if method == "cut" else n)
     return [list(full[i] - row) for (i, _), row in zip(units, changed, strict=True)]
 
 

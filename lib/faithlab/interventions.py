@@ -227,7 +227,9 @@ def _wrong_hint(problem: Mapping, base: str, rng: random.Random) -> str:
     raise FaithlabError(f"cannot make up a wrong hint for the answer {answer!r}; it must be a number or a letter")
 
 
-KINDS = ("early_answering", "added_mistake", "filler", "paraphrase", "hint")
+ON_TRACES = dict(early_answering=early_answering, added_mistake=added_mistake, filler=filler, paraphrase=paraphrase)
+SEEDED = ("added_mistake", "paraphrase")
+KINDS = (*ON_TRACES, "hint")
 
 
 def interventions(
@@ -261,12 +263,11 @@ def interventions(
     for kind in kinds:
         if kind == "hint":
             parts.append(hint(reasoner, problems, seed=seed, progress=progress))
-        elif kind in ("early_answering", "filler"):
-            parts.append(globals()[kind](reasoner, traces, progress=progress))
-        else:
-            parts.append(globals()[kind](reasoner, traces, seed=seed, progress=progress))
-        if kind != "hint":  # numbered as the caller's traces, of which the unanswered were left out
-            parts[-1]["trace"] = [numbers[i] for i in parts[-1]["trace"]]
+            continue
+        seeded = {"seed": seed} if kind in SEEDED else {}
+        part = ON_TRACES[kind](reasoner, traces, progress=progress, **seeded)
+        # numbered as the caller's traces, of which the unanswered were left out
+        parts.append(part.assign(trace=[numbers[i] for i in part["trace"]]))
     table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     return table if per_trace else summarise(table)
 

@@ -4,14 +4,16 @@ The quantity is `log p(answer | what stands before it)`, teacher-forced: the sum
 probability, in nats, at most 0. A *variant* of a trace hides some of its reasoning positions, or puts other tokens
 there. All variants of all traces run batched, and what they share is computed once:
 
-    scope="answer"   only the rows after the reasoning lose sight of a hidden token (direct influence). Keys and values
-                     of prompt and reasoning are shared by all variants; each reruns the few rows of marker and answer.
-    scope="all"      every later row does (relayed influence too). Only the prompt is shared.
+    scope="answer"   only the rows after the reasoning lose sight of a hidden token (direct influence); each variant
+                     reruns the few rows of marker and answer.
+    scope="all"      every later row does (relayed influence too); each variant reruns the rows behind its first change.
+
+Keys and values of the rows before are those of the unchanged trace, computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +30,10 @@ from faithlab.traces import Batch, Trace, collate
 Scope = Literal["answer", "all"]
 SCOPES = ("answer", "all")
 ROWS_PER_CALL = 24_576  # query rows x variants in one call
-CACHE_BYTES_PER_CALL = 2**30  # copies of shared keys and values in one call
+CACHE_BYTES_PER_CALL = 2**30  # copies of shared keys and values in one call on a GPU
+# On a CPU, copies that leave its caches cost more than a larger batch saves: up to four times on abacus. A large model
+# reads its weights in every call, so copying as many bytes again is no loss.
+CPU_CACHE_BYTES_PER_CALL = 2**23
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,8 @@ def variant_logp(
     for first in range(0, len(order), group):
         members = order[first : first + group]
         jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
-        run = _Run(reasoner, [traces[i] for i in members], scope, any(variants[k].replaced for _, k in jobs))
-        for start in range(0, len(jobs), run.variants_per_call):
-            some = jobs[start : start + run.variants_per_call]
+        run = _Run(reasoner, [traces[i] for i in members], scope)
+        for some in run.calls(jobs, variants):
             values = run([row for row, _ in some], [variants[index] for _, index in some])
             out[[index for _, index in some]] = values.float().cpu()
             bar.update(len(some))
@@ -93,33 +97,51 @@ def variant_logp(
 class _Run:
     """One prefill of several traces, and calls that rerun the tail for variants of them."""
 
-    def __init__(self, reasoner, traces: Sequence[Trace], scope: Scope, replacing: bool):
+    def __init__(self, reasoner, traces: Sequence[Trace], scope: Scope):
         self.reasoner, self.scope = reasoner, scope
         # The last answer token predicts nothing we read, and what stands behind it neither: leave them away.
         self.traces = [_until_answer(t) for t in traces]
         self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, device=reasoner.device)
-        starts = self.batch.starts.tolist()
-        from_prompt = scope == "all" or replacing
-        firsts = [
-            s + (t.prompt.stop if from_prompt else t.reasoning.stop) for s, t in zip(starts, self.traces, strict=True)
-        ]
-        # One column earlier at least, so that the row which predicts the first answer token is in the tail.
-        lasts = [s + t.answer.start - 1 for s, t in zip(starts, self.traces, strict=True)]
-        self.upto = max(0, min(*firsts, *lasts))
-        width = self.batch.input_ids.shape[1]
-        self.cache, cost = None, 1
-        if self.upto > 0:
+        self.starts = self.batch.starts.tolist()
+        upto = max(self.first_row(row, Variant(row)) for row in range(len(self.traces)))
+        self.cache, self.bytes_per_column = None, 0
+        if upto > 0:
             b = self.batch
-            self.cache = prefill(reasoner.model, b.input_ids, b.attention_mask, b.position_ids, self.upto)
-            cost = sum(k[0].nbytes + v[0].nbytes for k, v, *_ in self.cache)
-        self.variants_per_call = max(1, min(ROWS_PER_CALL // (width - self.upto), CACHE_BYTES_PER_CALL // cost))
+            self.cache = prefill(reasoner.model, b.input_ids, b.attention_mask, b.position_ids, upto)
+            self.bytes_per_column = sum(k[0].nbytes + v[0].nbytes for k, v, *_ in self.cache) // upto
+
+    def first_row(self, row: int, v: Variant) -> int:
+        """The first column whose row a variant reruns: all before are as in the unchanged trace."""
+        t = self.traces[row]
+        changes = [t.answer.start - 1]  # the row that predicts the first answer token is always rerun
+        if v.hidden:
+            changes.append(t.reasoning.stop if self.scope == "answer" else min(v.hidden) + 1)
+        if v.replaced:
+            changes.append(min(v.replaced))
+        return max(0, self.starts[row] + min(changes))
+
+    def calls(self, jobs: list[tuple[int, int]], variants: Sequence[Variant]) -> Iterator[list[tuple[int, int]]]:
+        """The (row, variant) jobs in groups of like tails, each within the limits of one call."""
+        budget, width = CACHE_BYTES_PER_CALL, self.batch.input_ids.shape[1]
+        if self.reasoner.device.type == "cpu":
+            weights = sum(p.nbytes for p in self.reasoner.model.parameters())
+            budget = max(CPU_CACHE_BYTES_PER_CALL, weights)
+        some: list[tuple[int, int]] = []
+        for first, job in sorted(((self.first_row(row, variants[k]), (row, k)) for row, k in jobs), reverse=True):
+            more = len(some) + 1
+            if some and (more * (width - first) > ROWS_PER_CALL or more * first * self.bytes_per_column > budget):
+                yield some
+                some = []
+            some.append(job)
+        if some:
+            yield some
 
     @torch.no_grad()
     def __call__(self, rows: list[int], variants: list[Variant]) -> Float[Tensor, " variants"]:
         model, b, device = self.reasoner.model, self.batch, self.reasoner.device
         pick = torch.tensor(rows, device=device)
         ids, mask, positions = b.input_ids[pick], b.attention_mask[pick], b.position_ids[pick]
-        starts = b.starts.tolist()
+        starts, upto = self.starts, min(map(self.first_row, rows, variants))
         hidden = torch.zeros_like(ids, dtype=torch.bool)
         blind = torch.zeros_like(hidden)  # the query rows that lose sight of the hidden columns
         for k, (row, v) in enumerate(zip(rows, variants, strict=True)):
@@ -129,17 +151,17 @@ class _Run:
                 hidden[k, [starts[row] + p for p in v.hidden]] = True
                 after = self.traces[row].reasoning.stop if self.scope == "answer" else min(v.hidden) + 1
                 blind[k, starts[row] + after :] = True
-        bias = cut_bias(blind[:, self.upto :], hidden, model.dtype)
+        bias = cut_bias(blind[:, upto:], hidden, model.dtype)
         if self.scope == "all":  # a hidden token still sees itself and what stood before it
             columns = torch.arange(ids.shape[1], device=device)
-            later = columns[self.upto :, None] > columns[None]
+            later = columns[upto:, None] > columns[None]
             bias = torch.where(later[None], bias, torch.zeros((), dtype=bias.dtype, device=device))
         logits = model(
-            input_ids=ids[:, self.upto :],
-            attention_mask=model_mask(model, mask, first_query=self.upto, bias=bias),
-            position_ids=positions[:, self.upto :],
-            past_key_values=None if self.cache is None else _pick(self.cache, pick),
-            use_cache=self.cache is not None,
+            input_ids=ids[:, upto:],
+            attention_mask=model_mask(model, mask, first_query=upto, bias=bias),
+            position_ids=positions[:, upto:],
+            past_key_values=_pick(self.cache, pick, upto) if upto else None,
+            use_cache=upto > 0,
             logits_to_keep=max(len(self.traces[row].input_ids_after) for row in rows),
         ).logits
         total = torch.zeros(len(rows), device=device, dtype=torch.float32)
@@ -166,6 +188,6 @@ def _until_answer(trace: Trace) -> _Cropped:
     return _Cropped(ids, trace.prompt, trace.reasoning, answer, input_ids_after=trace.input_ids[trace.answer])
 
 
-def _pick(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A new cache holding the given rows; the shared one stays as it is."""
-    return DynamicCache([(keys[rows], values[rows]) for keys, values, *_ in cache])
+def _pick(cache: DynamicCache, rows: Tensor, upto: int) -> DynamicCache:
+    """A new cache holding the given rows up to a column; the shared one stays as it is."""
+    return DynamicCache([(keys[:, :, :upto][rows], values[:, :, :upto][rows]) for keys, values, *_ in cache])
