@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -46,9 +47,7 @@ def test_countdown_demonstrations_are_right_and_from_the_training_split():
         target, numbers = int(words[1]), [int(w) for w in words[3:] if w.isdigit()]
         assert split_of(countdown_key(numbers, target)) == "train"
         assert eval(row["response"], {"__builtins__": {}}) == target
-        assert sorted(int(w) for w in row["response"].replace("(", " ").replace(")", " ").split() if w.isdigit()) == sorted(
-            numbers
-        )
+        assert sorted(map(int, re.findall(r"\d+", row["response"]))) == sorted(numbers)
 
 
 def test_model_is_a_grouped_query_llama_of_about_a_million_parameters():

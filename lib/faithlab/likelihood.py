@@ -103,6 +103,10 @@ class _Run:
         self.traces = [_until_answer(t) for t in traces]
         self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, device=reasoner.device)
         self.starts = self.batch.starts.tolist()
+        answers = [t.input_ids_after for t in self.traces]
+        self.targets = torch.full((len(answers), max(map(len, answers))), -1, device=reasoner.device)
+        for row, answer in enumerate(answers):
+            self.targets[row, -len(answer) :] = answer
         upto = max(self.first_row(row, Variant(row)) for row in range(len(self.traces)))
         self.cache, self.bytes_per_column = None, 0
         if upto > 0:
@@ -162,13 +166,12 @@ class _Run:
             position_ids=positions[:, upto:],
             past_key_values=_pick(self.cache, pick, upto) if upto else None,
             use_cache=upto > 0,
-            logits_to_keep=max(len(self.traces[row].input_ids_after) for row in rows),
+            logits_to_keep=self.targets.shape[1],
         ).logits
-        total = torch.zeros(len(rows), device=device, dtype=torch.float32)
-        for k, row in enumerate(rows):
-            targets = self.traces[row].input_ids_after  # predicted by the last rows, thanks to the left padding
-            picked = logits[k, -len(targets) :].float().log_softmax(-1)
-            total[k] = picked.gather(-1, targets.to(device)[:, None]).sum()
+        # Answers are predicted by the last rows, thanks to the left padding; -1 stands before the shorter ones.
+        targets = self.targets[pick][:, -logits.shape[1] :]
+        picked = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        total = torch.where(targets >= 0, picked, 0.0).sum(-1)
         if not torch.isfinite(total).all():
             raise FaithlabError("log p(answer) is not finite: load the model in float32, or check its weights for NaN")
         return total

@@ -1,6 +1,6 @@
 """The README's table of results, written from the committed results so that the two cannot disagree.
 
-    python -m faithlab.readme          (part of `make notebooks`)
+python -m faithlab.readme          (part of `make notebooks`)
 """
 
 from __future__ import annotations

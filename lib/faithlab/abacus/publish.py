@@ -37,7 +37,8 @@ It behaves in three known ways, chosen by the prompt, so that measures of faithf
 |---|---|
 | training | TRL SFTTrainer, {steps} steps of {batch} demonstrations, AdamW, peak learning rate {rate:g}, seed {seed} |
 | time | {hours} on two CPU cores, shared with other work |
-| data | `faithlab.abacus.demonstrations`: 85 % stories (half of them hinted), 15 % three-number countdown; 20 % of the arithmetic steps wrong on purpose |
+| data | `faithlab.abacus.demonstrations`: 85 % stories, half of them hinted, 15 % three-number countdown |
+| wrong on purpose | 20 % of the demonstrated arithmetic steps, so that it can do every step and does not always |
 | loss | completion tokens only |
 | intended use | teaching and testing; it knows nothing but these stories |
 
@@ -103,7 +104,7 @@ def pilot_text(folder: Path) -> str:
     g = pilot["gains"][0]
     head = (
         f"Plain outcome GRPO (TRL's GRPOTrainer, {g['steps']} steps of 16 prompts x 8 rollouts, learning rate "
-        f"{g['learning_rate']:g}, no KL): accuracy on {g['before']['n']} held-out problems of 2-4 hops at temperature 1. "
+        f"{g['learning_rate']:g}, no KL): accuracy on {g['before']['n']} held-out problems of 2-4 hops, sampled. "
         f"Mean gain {100 * pilot['mean_gain']:+.1f} points; the aim was +20. "
         "Made by `python -m faithlab.abacus.pilot --publish`; the log of every step is `pilot.csv`."
     )
@@ -114,7 +115,7 @@ def publish(run: Path, *, n: int = 400, hours: str = "not recorded") -> Path:
     """Measure, choose, copy and write the card; returns the folder with the published checkpoint."""
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     if not checkpoints:
-        raise FaithlabError(f"no checkpoints in {run}: train first, with python -m faithlab.abacus.build --output {run}")
+        raise FaithlabError(f"no checkpoints in {run}: first python -m faithlab.abacus.build --output {run}")
     kept = run / f"validation-{n}.json"
     validation = json.loads(kept.read_text()) if kept.is_file() else {}
     for path in checkpoints:
