@@ -42,7 +42,8 @@ class Scripted(LlamaForCausalLM):
             visible = visible & attention_mask[:, None].bool()
         elif attention_mask is not None:
             visible = visible & (attention_mask[:, 0] > -1e30)
-        kept = range(queries)[-logits_to_keep:] if logits_to_keep else range(queries)
+        # As in transformers: how many of the last rows, 0 for all, or a tensor that lists them.
+        kept = logits_to_keep.tolist() if torch.is_tensor(logits_to_keep) else range(queries)[-logits_to_keep:]
         rest = (1 - self.sure) / (len(self.ids_of) - 1)
         logits = torch.full((rows, len(kept), len(self.ids_of)), math.log(rest))
         for row in range(rows):

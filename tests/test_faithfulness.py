@@ -556,6 +556,11 @@ def test_everything_runs_on_smollm2():
     blind = [(r, c) for r in range(trace.reasoning.stop, len(trace)) for c in hidden]
     cut = naive_logp(reasoner.model, trace.input_ids, trace.answer, blind)
     assert whole == pytest.approx(plain - cut, abs=1e-3)
+    direct = token_effects(reasoner, [trace])
+    for row in direct[::9].itertuples():
+        blind = [(r, row.start) for r in range(trace.reasoning.stop, len(trace))]
+        one = naive_logp(reasoner.model, trace.input_ids, trace.answer, blind)
+        assert row.effect == pytest.approx(plain - one, abs=1e-3)
 
     sentences = token_effects(reasoner, [trace], unit="sentence", method="resample", n=8)
     assert len(sentences) == 3 and sentences["effect"].between(-1, 1).all()

@@ -8,11 +8,13 @@ there. All variants of all traces run batched, and what they share is computed o
                      reruns the few rows of marker and answer.
     scope="all"      every later row does (relayed influence too); each variant reruns the rows behind its first change.
 
-Keys and values of the rows before are those of the unchanged trace, computed once.
+Keys and values of the rows before are those of the unchanged trace, computed once. Variants of a trace that rerun the
+same few rows stand one behind the other in one row of the batch, and the mask keeps them apart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,17 +25,20 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from faithlab.attention import cut_bias, model_mask, prefill
+from faithlab.attention import cut_bias, lowest, model_mask, prefill
 from faithlab.errors import FaithlabError, unknown
 from faithlab.traces import Batch, Trace, collate
 
 Scope = Literal["answer", "all"]
 SCOPES = ("answer", "all")
 ROWS_PER_CALL = 24_576  # query rows x variants in one call
+PACKED_ROWS = 64  # query rows of a slot: more would spend more on masked-out pairs than they save in copies
 CACHE_BYTES_PER_CALL = 2**30  # copies of shared keys and values in one call on a GPU
 # On a CPU, copies that leave its caches cost more than a larger batch saves: up to four times on abacus. A large model
 # reads its weights in every call, so copying as many bytes again is no loss.
 CPU_CACHE_BYTES_PER_CALL = 2**23
+
+Slot = tuple[int, list[int]]  # a trace's row, and the variants of it that share one copy of its keys and values
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,10 @@ def variant_logp(
         members = order[first : first + group]
         jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
         run = _Run(reasoner, [traces[i] for i in members], scope)
-        for some in run.calls(jobs, variants):
-            values = run([row for row, _ in some], [variants[index] for _, index in some])
-            out[[index for _, index in some]] = values.float().cpu()
-            bar.update(len(some))
+        for slots in run.calls(jobs, variants):
+            done = [index for _, indices in slots for index in indices]
+            out[done] = run(slots, variants).float().cpu()
+            bar.update(len(done))
     bar.close()
     return out
 
@@ -124,25 +129,39 @@ class _Run:
             changes.append(min(v.replaced))
         return max(0, self.starts[row] + min(changes))
 
-    def calls(self, jobs: list[tuple[int, int]], variants: Sequence[Variant]) -> Iterator[list[tuple[int, int]]]:
-        """The (row, variant) jobs in groups of like tails, each within the limits of one call."""
+    def calls(self, jobs: list[tuple[int, int]], variants: Sequence[Variant]) -> Iterator[list[Slot]]:
+        """The (row, variant) jobs as slots, in calls of like tails, each call within its limits."""
         budget, width = CACHE_BYTES_PER_CALL, self.batch.input_ids.shape[1]
         if self.reasoner.device.type == "cpu":
             weights = sum(p.nbytes for p in self.reasoner.model.parameters())
             budget = max(CPU_CACHE_BYTES_PER_CALL, weights)
-        some: list[tuple[int, int]] = []
-        for first, job in sorted(((self.first_row(row, variants[k]), (row, k)) for row, k in jobs), reverse=True):
-            more = len(some) + 1
-            if some and (more * (width - first) > ROWS_PER_CALL or more * first * self.bytes_per_column > budget):
-                yield some
-                some = []
-            some.append(job)
-        if some:
-            yield some
+        alike: dict[tuple[int, int], list[int]] = {}
+        for row, k in jobs:
+            alike.setdefault((self.first_row(row, variants[k]), row), []).append(k)
+        slots: list[Slot] = []
+        for (first, row), indices in sorted(alike.items(), reverse=True):
+            tail = width - first
+            parts = math.ceil(len(indices) / max(1, PACKED_ROWS // tail))
+            for part in range(parts):
+                some = indices[part::parts]
+                size = max([len(some), *(len(others) for _, others in slots)])
+                full = (len(slots) + 1) * size * tail > ROWS_PER_CALL
+                full |= (len(slots) + 1) * first * self.bytes_per_column > budget
+                # Slots are filled up to the longest, so a call takes slots of like size.
+                if slots and (full or size > 2 * min(len(some), *(len(others) for _, others in slots))):
+                    yield slots
+                    slots = []
+                slots.append((row, some))
+        if slots:
+            yield slots
 
     @torch.no_grad()
-    def __call__(self, rows: list[int], variants: list[Variant]) -> Float[Tensor, " variants"]:
+    def __call__(self, slots: list[Slot], all_variants: Sequence[Variant]) -> Float[Tensor, " variants"]:
         model, b, device = self.reasoner.model, self.batch, self.reasoner.device
+        size = max(len(indices) for _, indices in slots)
+        rows = [row for row, _ in slots for _ in range(size)]
+        filled = [indices + indices[-1:] * (size - len(indices)) for _, indices in slots]  # the fill is dropped below
+        variants = [all_variants[k] for indices in filled for k in indices]
         pick = torch.tensor(rows, device=device)
         ids, mask, positions = b.input_ids[pick], b.attention_mask[pick], b.position_ids[pick]
         starts, upto = self.starts, min(map(self.first_row, rows, variants))
@@ -160,18 +179,24 @@ class _Run:
             columns = torch.arange(ids.shape[1], device=device)
             later = columns[upto:, None] > columns[None]
             bias = torch.where(later[None], bias, torch.zeros((), dtype=bias.dtype, device=device))
-        logits = model(
-            input_ids=ids[:, upto:],
-            attention_mask=model_mask(model, mask, first_query=upto, bias=bias),
-            position_ids=positions[:, upto:],
-            past_key_values=_pick(self.cache, pick, upto) if upto else None,
-            use_cache=upto > 0,
-            logits_to_keep=self.targets.shape[1],
-        ).logits
+        masks = model_mask(model, mask, first_query=upto, bias=bias)
+        masks = {k: _packed(m, size) for k, m in masks.items()} if isinstance(masks, dict) else _packed(masks, size)
         # Answers are predicted by the last rows, thanks to the left padding; -1 stands before the shorter ones.
-        targets = self.targets[pick][:, -logits.shape[1] :]
-        picked = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        tail = ids.shape[1] - upto
+        targets = self.targets[pick][:, -tail:]
+        ends = torch.arange(size, device=device)[:, None] * tail + torch.arange(tail, device=device)
+        logits = model(
+            input_ids=ids[:, upto:].reshape(len(slots), -1),
+            attention_mask=masks,
+            position_ids=positions[:, upto:].reshape(len(slots), -1),
+            past_key_values=_pick(self.cache, pick[::size], upto) if upto else None,
+            use_cache=upto > 0,
+            logits_to_keep=ends[:, -targets.shape[1] :].flatten(),
+        ).logits
+        logits = logits.float().log_softmax(-1).reshape(*targets.shape, -1)
+        picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         total = torch.where(targets >= 0, picked, 0.0).sum(-1)
+        total = total[[i * size + k for i, (_, indices) in enumerate(slots) for k in range(len(indices))]]
         if not torch.isfinite(total).all():
             raise FaithlabError("log p(answer) is not finite: load the model in float32, or check its weights for NaN")
         return total
@@ -189,6 +214,18 @@ def _until_answer(trace: Trace) -> _Cropped:
     answer = slice(min(trace.answer.start, stop), stop)
     ids = trace.input_ids[:stop]
     return _Cropped(ids, trace.prompt, trace.reasoning, answer, input_ids_after=trace.input_ids[trace.answer])
+
+
+def _packed(mask: Float[Tensor, "rows 1 query key"], size: int) -> Float[Tensor, "slots 1 queries keys"]:
+    """The mask of `size` variants that stand one behind the other in a row: all see the shared columns of the cache as
+    each alone would, and of the rerun columns each sees its own."""
+    tail, width = mask.shape[2:]
+    slots = len(mask) // size
+    shared = mask[..., : width - tail].reshape(slots, 1, size * tail, width - tail)
+    own = mask.new_full((slots, size, tail, size, tail), lowest(mask.dtype))
+    each = torch.arange(size, device=mask.device)
+    own[:, each, :, each] = mask[..., width - tail :].reshape(slots, size, tail, tail).transpose(0, 1)
+    return torch.cat([shared, own.reshape(slots, 1, size * tail, size * tail)], dim=-1)
 
 
 def _pick(cache: DynamicCache, rows: Tensor, upto: int) -> DynamicCache:

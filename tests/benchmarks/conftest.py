@@ -1,4 +1,7 @@
-"""Benchmarks are collected when this folder is named (`make bench`), never by a plain `pytest`."""
+"""Benchmarks are collected when this folder is named (`make bench`), never by a plain `pytest`.
+
+`BENCH_DRY=1 make bench` prints the table and leaves `data/results/bench.json` as it is: for a machine that is busy.
+"""
 
 import os
 import sys
