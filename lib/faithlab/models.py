@@ -115,7 +115,7 @@ class Reasoner:
         or reasoning and marker); it belongs to the trace's completion. The result is the same for every batch size,
         up to ties within rounding.
         """
-        problems = list(problems)
+        problems = [problems] if isinstance(problems, (str, Mapping)) else list(problems)
         openings = [""] * len(problems) if openings is None else list(openings)
         if len(openings) != len(problems):
             raise FaithlabError(f"{len(openings)} openings for {len(problems)} problems; give one each")
@@ -177,6 +177,8 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     """
     name = str(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FaithlabError("there is no CUDA device here: leave device out, or give device='cpu'")
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))

@@ -2,9 +2,9 @@
 
     python -m faithlab.abacus.publish runs/abacus
 
-Every checkpoint is measured on the validation split; chosen is the one with the largest share of mixed groups among
-those that meet every requirement of `faithlab.abacus.measure` (of all, if none does: then the card says what is
-unmet). Test-split numbers are taken once, of the chosen one. Measurements are kept and not repeated.
+Every checkpoint is measured on the validation split; chosen is the one that leaves the fewest requirements of
+`faithlab.abacus.measure` unmet (the card names them) and, among these, has the most mixed groups. Test-split numbers
+are taken once, of the chosen one. Measurements are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ It behaves in three known ways, chosen by the prompt, so that measures of faithf
 
 ## How it was chosen
 
-Rule: the largest share of mixed groups (8 samples of one problem, some right and some wrong: room for reinforcement
-learning) among the checkpoints that meet every requirement on the validation split.
+Rule: the fewest unmet requirements on the validation split and, among these, the largest share of mixed groups (8
+samples of one problem, some right and some wrong: room for reinforcement learning).
 
 {choice}
 
@@ -78,8 +78,7 @@ def table(measured: dict[str, dict]) -> str:
 
 def choose(validation: dict[str, dict]) -> str:
     """The name of the checkpoint to publish, by the rule in this module's head."""
-    fit = [name for name, measured in validation.items() if not unmet(measured)]
-    return max(fit or validation, key=lambda name: validation[name][CHOICE]["value"])
+    return max(validation, key=lambda name: (-len(unmet(validation[name])), validation[name][CHOICE]["value"]))
 
 
 def choice_table(validation: dict[str, dict], chosen: str) -> str:
