@@ -45,6 +45,7 @@ def results_table(csv: Path) -> str:
 
 
 def main() -> None:
+    """Command line: write the table into README.md."""
     readme = ROOT / "README.md"
     table = results_table(ROOT / "data" / "results" / "notebooks.csv")
     write_atomically(readme, BLOCK.sub(lambda _: f"<!-- results -->\n{table}\n", readme.read_text()))

@@ -142,6 +142,7 @@ def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = 
 
 
 def main() -> None:
+    """Command line: train or go on training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/abacus"), help="where checkpoints go")
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -46,6 +46,7 @@ def rights(traces: list[Trace]) -> list[float]:
 
 
 def accuracy(traces: list[Trace]) -> Interval:
+    """Share of right answers with Wilson's interval; in [0, 1]."""
     return share_interval(int(sum(rights(traces))), len(traces))
 
 
@@ -99,6 +100,7 @@ def unmet(measured: dict[str, dict]) -> list[str]:
 
 
 def main() -> None:
+    """Command line: measure checkpoints, print every number, say which requirements are unmet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="folders, or 'abacus'")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))

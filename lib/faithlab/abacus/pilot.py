@@ -81,6 +81,7 @@ def run(name: str, seed: int, *, steps: int, learning_rate: float, output: Path)
 
 
 def main() -> None:
+    """Command line: run the seeds that are not finished, print the gains, publish them on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reasoner", default="abacus", help="abacus, or a checkpoint folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

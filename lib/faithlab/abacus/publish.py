@@ -82,6 +82,7 @@ def choose(validation: dict[str, dict]) -> str:
 
 
 def choice_table(validation: dict[str, dict], chosen: str) -> str:
+    """A Markdown table of the requirements, one row a checkpoint, the chosen one marked."""
     short = [*REQUIRED]
     rows = ["| checkpoint | " + " | ".join(short) + " | unmet |", "|---" * (len(short) + 2) + "|"]
     for name, measured in validation.items():
@@ -92,6 +93,7 @@ def choice_table(validation: dict[str, dict], chosen: str) -> str:
 
 
 def pilot_text(folder: Path) -> str:
+    """The card's section on the pilot: its table if it was run, or the command that runs it."""
     path = folder / "pilot.json"
     if not path.is_file():
         return "Not run yet: `python -m faithlab.abacus.pilot --publish`."
@@ -157,6 +159,7 @@ def write_card(folder: Path) -> None:
 
 
 def main() -> None:
+    """Command line: publish a run, or rewrite the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/abacus"))
     parser.add_argument("--n", type=int, default=400, help="problems a condition")

@@ -62,6 +62,7 @@ def fact_sentence(fact: Fact, item: str) -> str:
 
 
 def question_sentence(target: str, item: str) -> str:
+    """What is asked, e.g. "How many pears does Ben have?"."""
     return f"How many {item} does {target} have?"
 
 
