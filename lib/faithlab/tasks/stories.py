@@ -62,9 +62,6 @@ class Story:
     def answer(self) -> int:
         return self.order[-1].value
 
-    def fact(self, entity: str) -> Fact:
-        return next(f for f in self.facts if f.entity == entity)
-
 
 def _derived(rng: random.Random, operands: Sequence[Fact], relation: str, on_path: bool) -> Fact | None:
     """A fact, yet without a name, in the given relation to others, or None if its value is not in 1..MAX_VALUE."""
