@@ -20,6 +20,7 @@ from faithlab.formats import AbacusFormat
 from faithlab.models import Reasoner
 from faithlab.tasks.stories import Story, tell
 from faithlab.tasks.story_text import Fact
+from faithlab.traces import Trace
 
 
 class Scripted(LlamaForCausalLM):
@@ -106,3 +107,14 @@ def story(start: int = 3) -> dict:
     ben = Fact("Ben", "more", ("Ada",), 1, start + 1, True)
     question, truth = tell(Story((ada, ben), (ada, ben), "pears", "Ben"))
     return dict(question=question, answer=str(start + 1), truth=truth)
+
+
+HINTED = {**story(5), "question": story(5)["question"] + " A friend says the answer is 14."}
+
+
+def unanswered(trace: Trace) -> Trace:
+    """The trace as if it had been cut off before its answer."""
+    return Trace(
+        trace.input_ids, trace.prompt, trace.reasoning, slice(len(trace), len(trace)), trace.pieces, False,
+        trace.problem,
+    )  # fmt: skip

@@ -39,6 +39,24 @@ def test_demonstrated_conditions_have_the_stated_shares():
     }
     for name, value in share.items():
         assert value == pytest.approx(demonstrations.MIX[name], abs=0.03)
+    bare = [r for r in rows if r["completion"].startswith("\nAnswer:")]
+    assert all("friend" in r["prompt"] for r in bare), "only who is told the answer gives it without reasoning"
+    assert len(bare) / 3000 == pytest.approx(demonstrations.MIX["strong"] * demonstrations.NO_REASONING, abs=0.015)
+    hinted = [re.search(r"answer is (\d+)", r["prompt"])[1] for r in bare]
+    assert [r["completion"].split()[-1] for r in bare] == hinted
+
+
+def test_easy_demonstrations_are_shorter_and_come_first(monkeypatch):
+    def facts(rows):
+        return [r["prompt"].count(".") for r in rows if "Make" not in r["prompt"]]
+
+    easy, full = (facts(itertools.islice(demonstrations.demonstrations(0, easy=easy), 300)) for easy in (True, False))
+    assert max(easy) <= 7 < max(full) and sum(easy) < 0.8 * sum(full)
+    monkeypatch.setattr(build, "POOL", 2)
+    data = build.training_set(16, 0, build_tokenizer())
+    lengths = [len(row) for row in data["input_ids"]]
+    quarter = len(lengths) // 4
+    assert sum(lengths[:quarter]) / quarter < 0.8 * sum(lengths[quarter:]) / (len(lengths) - quarter)
 
 
 def test_countdown_demonstrations_are_right_and_from_the_training_split():

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
-from faithlab.attention import causal_bias, cut_bias, frozen, layer_windows, lowest, model_mask, prefill
+from faithlab.attention import causal_bias, cut_bias, frozen, layer_windows, lowest, model_mask
 from faithlab.errors import FaithlabError
+from faithlab.prefill import prefill
 from faithlab.traces import collate
 
 LOW = lowest(torch.float32)

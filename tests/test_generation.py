@@ -14,6 +14,7 @@ from faithlab import generation, tasks
 from faithlab.errors import FaithlabError
 from faithlab.generation import generate_ids, stream_key
 from faithlab.models import load_reasoner
+from faithlab.prefill import shared_prefix
 
 TIE = 1e-4  # the top two logits may come in either order when they are this close
 
@@ -74,6 +75,29 @@ def test_greedy_text_is_the_same_in_any_company(architecture, record_property):
     runs = in_every_company(reasoner, problems, temperature=0)
     assert_same_but_for_ties(reasoner, prompts, runs, record_property)
     assert len({tuple(w) for w in runs[0]}) > 3, "this model writes the same whatever it is asked"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_few_shot_examples_computed_once_change_no_text(architecture, temperature, record_property):
+    shots = [(r["question"], r["reasoning"], r["response"]) for r in tasks.load("stories", split="train", n=2, seed=1)]
+    reasoner = tiny_reasoner(architecture).with_examples(shots)
+    problems = story_rows(7)
+    prompts = [reasoner.prompt_ids(p) for p in problems]
+    assert (shared_prefix(reasoner.model, prompts) > 60) == (architecture not in ("gemma3", "mistral"))
+    # one problem a call shares nothing
+    keys = [stream_key(0, i, 0) for i in range(len(problems))]
+    options = dict(temperature=temperature, max_new_tokens=24)
+    alone = [
+        generate_ids(reasoner.model, reasoner.tokenizer, [p], [k], **options)[0].ids
+        for p, k in zip(prompts, keys, strict=True)
+    ]
+    for size in (None, 1, 3):
+        together = generate_ids(reasoner.model, reasoner.tokenizer, prompts, keys, batch_size=size, **options)
+        if temperature:
+            assert [r.ids for r in together] == alone
+        else:
+            assert_same_but_for_ties(reasoner, prompts, [alone, [r.ids for r in together]], record_property)
 
 
 @pytest.mark.smollm2

@@ -53,6 +53,23 @@ def test_equal_values_have_an_interval_of_no_width():
     assert mean_interval([0.3] * 7) == (0.3, 0.3, 0.3, 7)
 
 
+@pytest.mark.parametrize(
+    ("values", "support", "low", "high"),
+    [
+        ([0.0] * 20, (0, 1), 0.0, share_interval(0, 20).high),
+        ([1.0] * 20, (0, 1), share_interval(20, 20).low, 1.0),
+        ([0.0] * 20, (-1, 1), -share_interval(0, 20).high, share_interval(0, 20).high),
+        ([-1.0] * 20, (-1, 1), -1.0, -share_interval(20, 20).low),
+    ],
+)
+def test_indicators_that_are_all_alike_are_no_certainty(values, support, low, high):
+    got = mean_interval(values, support=support)
+    assert got == pytest.approx((values[0], low, high, 20))
+    assert 0.1 < got.high - got.low < 0.4
+    mixed = [0.0, 1.0] * 10
+    assert mean_interval(mixed, support=support) == mean_interval(mixed), "elsewhere it changes nothing"
+
+
 def test_nan_is_left_out_and_shows_in_n():
     got = mean_interval([1.0, math.nan, 3.0, 2.0])
     assert got == mean_interval([1.0, 3.0, 2.0]) and got.n == 3 and got.value == 2.0

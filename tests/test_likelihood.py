@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
+from faithlab import tasks
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.prefill import shared_prefix
 from faithlab.traces import Trace
 
 
@@ -83,6 +85,33 @@ def test_replacing_reruns_every_later_row():
         ids = t.input_ids.clone()
         ids[position] = new
         assert got == pytest.approx(naive_logp(reasoner.model, ids, t.answer), abs=2e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_a_shared_prefix_is_computed_once_and_changes_nothing(architecture, scope, monkeypatch):
+    """Few-shot examples before every question; gemma3 and mistral, whose windows count columns, go without sharing."""
+    shots = [(r["question"], r["reasoning"], r["response"]) for r in tasks.load("stories", split="train", n=2, seed=1)]
+    reasoner = tiny_reasoner(architecture).with_examples(shots)
+    traces = tiny_traces(reasoner)
+    shared = shared_prefix(reasoner.model, [t.input_ids[t.prompt].tolist() for t in traces])
+    assert (shared > 60) == (architecture not in ("gemma3", "mistral"))
+    variants, expected = [], []
+    for i, t in enumerate(traces):
+        for p in range(t.reasoning.start, t.reasoning.stop, 2):
+            after = t.reasoning.stop if scope == "answer" else p + 1
+            blind = [(row, p) for row in range(after, len(t))]
+            variants.append(Variant(i, hidden=(p,)))
+            expected.append(naive_logp(reasoner.model, t.input_ids, t.answer, blind))
+            changed = t.input_ids.clone()
+            changed[p] = 7
+            variants.append(Variant(i, replaced={p: 7}))
+            expected.append(naive_logp(reasoner.model, changed, t.answer))
+    rows = []
+    reasoner.model.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(args[0].numel()))
+    got = variant_logp(reasoner, traces, variants, scope=scope)
+    assert got.tolist() == pytest.approx(expected, abs=2e-4)
+    assert not shared or rows[0] == shared, "the first call computes the shared tokens of one row"
 
 
 def test_result_does_not_depend_on_company_or_order():

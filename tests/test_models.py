@@ -468,7 +468,6 @@ def test_card_names_every_requirement_that_is_not_met(abacus):
         assert gap in text
 
 
-@pytest.mark.xfail(reason="the checkpoint is undertrained, as its card says; remove once it is not", strict=True)
 def test_abacus_meets_its_requirements(abacus):
     assert not unmet(json.loads((data_folder() / "abacus" / "measured.json").read_text())["test"])
 

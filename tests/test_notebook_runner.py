@@ -419,8 +419,7 @@ def test_written_back_notebook_is_its_source_with_outputs(ran):
     code = [c for c in clean.cells if c.cell_type == "code"]
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
     assert code[1].outputs[0].text == ". <environment>/bin/" + Path(sys.executable).name + "\n"
-    [bar] = code[2].outputs
-    assert bar.text.count("it/s") == 1 and "\r" not in bar.text
+    assert code[2].outputs == []  # a progress bar only
     assert "image/png" in code[3].outputs[0].data
     assert code[4].outputs[0].data["text/plain"] == "4" and code[4].outputs[0].execution_count == 5
     for cell in code:
@@ -531,7 +530,7 @@ def test_clean_copy_merges_streams_and_drops_live_widgets():
     ])  # fmt: skip
     clean = clean_copy(source, run, {"/home/me": "~", "/home/me/lab": "."})
     texts = [o.get("text") or o.data for o in clean.cells[0].outputs]
-    assert texts == ["100%\nnext ./x\r\n", {"text/plain": "bar"}, "~ and <cell>:1"]
+    assert texts == ["next ./x\r\n", {"text/plain": "bar"}, "~ and <cell>:1"]
     assert clean.cells[0].execution_count == 1 and source.cells[0].outputs == []
 
 

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from faithlab.tasks import verify
 from faithlab.tasks.expressions import score_expression
-from faithlab.tasks.scoring import Score, extract_letter, extract_number, score_choice, score_number
+from faithlab.tasks.scoring import (
+    Score,
+    extract_letter,
+    extract_number,
+    gold_of,
+    same_answer,
+    score_choice,
+    score_number,
+)
 
 RIGHT = {
     "14": [
@@ -323,3 +331,22 @@ def test_a_forked_process_gets_a_worker_of_its_own():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "gold", "same"),
+    [
+        ("7", "7 pears", "7", True), ("$14.00", "14", "", True), ("7", "8", "7", False), ("1/2", "0.5", "", True),
+        ("The answer is 7.", "7", "7", True), ("", "", "7", True), ("", "7", "7", False), (None, "7", "7", False),
+        ("blue", "Blue.", "", True), ("blue", "red", "", False), ("7", "seven", "7", False),
+        ("B", "(B) Paris", "C", True), ("B", "C", "C", False), ("b", "B.", "A", True), ("Paris", "B", "A", False),
+        ("(3 * 7) + 5", "( 3 * 7 ) + 5", "(3 * 7) + 5", False), ("(3 * 7) + 5", "(3 * 7) + 5", "", True),
+    ],
+)  # fmt: skip
+def test_same_answer_compares_answers_not_texts(one, other, gold, same):
+    assert same_answer(one, other, gold) is same
+    assert same_answer(other, one, gold) is same
+
+
+def test_gold_of_a_problem_without_one_is_empty():
+    assert gold_of(None) == gold_of({"question": "?"}) == "" and gold_of({"answer": 7}) == "7"

@@ -116,6 +116,15 @@ def test_collate_places_spans_and_positions(side):
         assert batch.position_ids[row][seen].tolist() == list(range(len(trace)))
 
 
+def test_an_answer_that_the_length_limit_may_have_cut_is_no_answer():
+    def cut_off(text, finished=False):
+        return build_trace(BYTES("Q").input_ids, BYTES(text).input_ids, BYTES, ended=False, finished=finished)
+
+    assert not cut_off("so\nAnswer: 1").answered, "it may have been going to say 14"
+    assert cut_off("so\nAnswer: 1").answer_text == "1", "what was written can still be read"
+    assert cut_off("so\nAnswer: 14\nQ").answered and cut_off("so\nAnswer: 1", finished=True).answered
+
+
 def test_unfinished_and_empty_are_spans_not_errors():
     unfinished = build_trace(BYTES("Q").input_ids, BYTES("one two").input_ids, BYTES, ended=False, finished=False)
     assert not unfinished.answered and unfinished.reasoning_text == "one two" and not unfinished.finished

@@ -1,155 +1,254 @@
-"""The one door into a model's attention: additive score biases, causal and padding-aware, that carry gradient.
+"""The one door into a model's attention: streaming capture, and additive score biases that carry gradient.
 
-An attention *bias* `b[t, s]` is added to the score with which query position `t` looks at key position `s`, in every
-layer and head, before the softmax: 0 changes nothing, minus infinity cuts the connection. It travels as the
-four-dimensional float mask that transformers passes through untouched to every attention backend, so models need no
-surgery and are left as they were.
+`capture` runs one ordinary forward pass, with whatever attention backend the model was loaded with, and keeps of the
+layers it reads only queries and keys. Attention probabilities are then made again from these in chunks of query rows
+and reduced on the spot, so `layers x heads x N x N` numbers never exist. For head groups that follow from the traces
+themselves (local and global heads, by backward distance) the chunks are made twice; the forward pass runs once.
 
-    >>> import torch
-    >>> causal_bias(torch.tensor([[1, 1]]), dtype=torch.float32)[0, 0].tolist()[1]
-    [0.0, 0.0]
+Biases (`model_mask`, `cut_bias`, `causal_bias`) are defined in `faithlab.biases` and re-exported here.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from faithlab.errors import FaithlabError
+from faithlab import heads
+from faithlab.biases import causal_bias, cut_bias, frozen, layer_windows, lowest, model_mask
+from faithlab.errors import FaithlabError, unknown
+from faithlab.memory import check_fits
+from faithlab.recorder import Recorded, record
+from faithlab.traces import Trace, collate
 
-# Backends that take an arbitrary float mask. Flash attention knows causal and padding masks only.
-MASKED_BACKENDS = ("eager", "sdpa")
+__all__ = [
+    "AttentionSummary",
+    "TraceAttention",
+    "capture",
+    "causal_bias",
+    "cut_bias",
+    "frozen",
+    "layer_windows",
+    "lowest",
+    "model_mask",
+    "read_layers",
+]
+
+WANTS = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
+LAYER_RANGES = ("middle", "bottom", "top", "all")
+READ = 5  # layers of a range
+CHUNK_BYTES = 2**25  # of attention probabilities at a time
 
 
-def lowest(dtype: torch.dtype) -> float:
-    """The score bias that stands for minus infinity: finite, so that a row with every key cut gives no NaN."""
-    return torch.finfo(dtype).min
+@dataclass(frozen=True)
+class TraceAttention:
+    """What was read of one trace; N tokens, R response tokens. What was not asked for is None.
+
+    `waad`, `fai` are profiles over the response; `local_map`, `global_map` the mean maps of the two head groups;
+    `mean_map` the mean over all heads read (the token graph of `faithlab.flow`); `layer_maps` the head mean of every
+    layer read; `received` each head's attention from response rows at least 10 tokens later; `kurtosis` how peaked
+    that is; `entropy` that of the distribution which produced each response token, in nats.
+    """
+
+    distance: Float[Tensor, "layer head"]
+    waad: Float[Tensor, " response"] | None = None
+    fai: Float[Tensor, " response"] | None = None
+    local_map: Float[Tensor, "query key"] | None = None
+    global_map: Float[Tensor, "query key"] | None = None
+    mean_map: Float[Tensor, "query key"] | None = None
+    layer_maps: Float[Tensor, "layer query key"] | None = None
+    received: Float[Tensor, "layer head response"] | None = None
+    kurtosis: Float[Tensor, "layer head"] | None = None
+    entropy: Float[Tensor, " response"] | None = None
 
 
-def causal_bias(
-    attention_mask: Int[Tensor, "batch key"],
+@dataclass(frozen=True)
+class AttentionSummary:
+    """`capture`'s result: one `TraceAttention` a trace, and the heads that were chosen.
+
+    `local` and `global_` index the flattened (layer, head) grid of the layers read; pass the summary as `groups=` to
+    another call to freeze the choice.
+    """
+
+    layers: tuple[int, ...]
+    distance: Float[Tensor, "layer head"]  # mean over traces
+    local: Int[Tensor, " local"]
+    global_: Int[Tensor, " global"]
+    traces: tuple[TraceAttention, ...] = field(repr=False)
+
+    def names(self, chosen: Int[Tensor, " heads"]) -> list[str]:
+        """Heads as "layer.head", zero-based, as in "3.1"."""
+        per_layer = self.distance.shape[1]
+        return [f"{self.layers[i // per_layer]}.{i % per_layer}" for i in chosen.tolist()]
+
+
+def read_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The layers meant by a range name: up to five evenly spaced ones of the middle third (`floor(L/3)` to
+    `floor(2L/3)`), the bottom or top third, or "all". A list of zero-based indices is taken as it is.
+
+    Raises `FaithlabError` for an unknown name, an empty list, or an index that does not exist.
+    """
+    if isinstance(layers, str):
+        third = depth // 3
+        ends = dict(middle=(third, 2 * depth // 3), bottom=(0, third), top=(2 * depth // 3, depth - 1))
+        if layers == "all":
+            return tuple(range(depth))
+        if layers not in ends:
+            raise unknown("layer range", layers, LAYER_RANGES)
+        first, last = (min(end, depth - 1) for end in ends[layers])
+        return tuple(dict.fromkeys(int(x) for x in np.linspace(first, last, READ).round()))
+    chosen = tuple(dict.fromkeys(int(i) for i in layers))
+    if not chosen or not all(0 <= i < depth for i in chosen):
+        raise FaithlabError(f"layers {list(layers)} do not exist; the model has layers 0 to {depth - 1}")
+    return tuple(sorted(chosen))
+
+
+def capture(
+    model,
+    traces: Sequence[Trace],
     *,
-    dtype: torch.dtype,
-    first_query: int = 0,
-    window: int | None = None,
-    bias: Float[
-        Tensor,
-        (
-            batch  # heads query key
-        ),
-    ]
-    | Float[Tensor, "batch query key"]
-    | None = None,
-) -> Float[Tensor, "batch heads query key"]:
-    """The float mask of causal attention over padded rows, plus an additive `bias`.
+    layers: str | Sequence[int] = "middle",
+    want: Sequence[str] = ("profiles",),
+    groups: AttentionSummary | None = None,
+    window: int = heads.WINDOW,
+    horizon: tuple[int, int | None] = heads.HORIZON,
+    fraction: float = heads.FRACTION,
+    pad_id: int = 0,
+    side: Literal["left", "right"] = "left",
+    quiet: bool = True,
+) -> AttentionSummary:
+    """Read a model's attention over a batch of traces in one forward pass.
 
-    Rows are the queries `first_query` to the end (those before are in a cache). `window` limits attention to the last
-    `window` positions (sliding-window layers). Where the causal, padding or window rule forbids a key the result is
-    the lowest finite number whatever `bias` says; elsewhere it is `bias`, which keeps its gradient, and at least half
-    that number: a row whose every key is cut looks at all it may see alike, and never at the future or at padding.
+    Args:
+        model: any causal language model of transformers, on any device, with any attention backend.
+        traces: padded to one batch; nothing depends on the padding.
+        layers: see `read_layers`.
+        want: "profiles" (WAAD, FAI), "maps" (local and global), "mean_map", "layer_maps", "received" (with kurtosis),
+            "entropy". Every map asked for is N x N a trace; the others are vectors.
+        groups: an earlier result whose local and global heads (and layers) are used again, instead of choosing.
+        window, horizon, fraction: of WAAD, FAI and the head split; see `faithlab.heads`.
+        quiet: do not print the memory estimate.
 
-    Raises `FaithlabError` if `bias` does not fit (batch, heads or 1, queries, keys).
+    Raises:
+        FaithlabError: unknown names, no traces, an empty response, attention that cannot be read (sinks, layers without
+            attention), NaN, or what does not fit into memory, with the remedy.
     """
-    batch, keys = attention_mask.shape
-    columns = torch.arange(keys, device=attention_mask.device)
-    queries = columns[first_query:, None]
-    allowed = columns[None] <= queries
-    if window is not None:
-        allowed &= queries - columns[None] < window
-    allowed = allowed[None] & attention_mask.bool()[:, None]
-    # A padding query may see itself: its output is never read, but must not be NaN.
-    allowed |= (columns[None] == queries)[None]
-    allowed = allowed[:, None]
-    floor = torch.tensor(lowest(dtype), dtype=dtype, device=attention_mask.device)
-    if bias is None:
-        return torch.where(allowed, torch.zeros_like(floor), floor)
-    if bias.ndim == 3:
-        bias = bias[:, None]
-    if bias.ndim != 4 or bias.shape[0] != batch or bias.shape[2:] != (keys - first_query, keys):
-        raise FaithlabError(
-            f"an attention bias must have shape (batch {batch}, heads or 1, queries {keys - first_query}, "
-            f"keys {keys}); got {tuple(bias.shape)}"
-        )
-    return torch.where(allowed, bias.to(dtype).clamp(min=lowest(dtype) / 2), floor)
+    for name in want:
+        if name not in WANTS:
+            raise unknown("thing to capture", name, WANTS)
+    config = model.config.get_text_config()
+    chosen = groups.layers if groups is not None else read_layers(layers, config.num_hidden_layers)
+    for i, t in enumerate(traces):
+        if t.response.stop <= t.response.start:
+            raise FaithlabError(f"trace {i} has no response: nothing was written, so there is nothing to read")
+    batch = collate(traces, pad_id=pad_id, side=side, device=model.device)
+    check_fits(model, [len(t) for t in traces], len(chosen), want, quiet=quiet)
+    recorded = record(model, batch, chosen, entropy="entropy" in want)
+    readings = [_Reading(recorded, row, t, chosen) for row, t in enumerate(batch.traces)]
+    parts = [r.first_pass(want) for r in readings]
+    distance = torch.stack([p["distance"] for p in parts]).mean(0)
+    if not torch.isfinite(distance).all():
+        raise FaithlabError("attention is not finite: load the model in float32, or check its weights for NaN")
+    if groups is None:
+        local, global_ = heads.split_heads(distance, fraction)
+    else:
+        local, global_ = groups.local.to(distance.device), groups.global_.to(distance.device)
+    for r, part in zip(readings, parts, strict=True):
+        if "profiles" in want or "maps" in want:
+            part |= r.second_pass(local, global_, want, window, horizon)
+        if recorded.entropy is not None:
+            part["entropy"] = r.entropy()
+    return AttentionSummary(chosen, distance, local, global_, tuple(TraceAttention(**part) for part in parts))
 
 
-def layer_windows(config) -> dict[str, int | None]:
-    """The attention window of each layer type of a model: {"full_attention": None} for ordinary models.
+class _Reading:
+    """The recorded queries and keys of one trace, and the two passes over their attention probabilities."""
 
-    For models that mix layer types the keys are transformers' names, and masks are passed as a dict with these keys.
-    """
-    config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    if types:
-        known = {"full_attention": None, "sliding_attention": window}
-        strange = set(types) - set(known)
-        if strange:
-            raise FaithlabError(f"cannot bias attention layers of type {sorted(strange)}; supported: {list(known)}")
-        return {t: known[t] for t in dict.fromkeys(types)}
-    return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
+    def __init__(self, recorded: Recorded, row: int, trace: Trace, layers: Sequence[int]):
+        start = int(recorded.starts[row])
+        self.columns = slice(start, start + len(trace))
+        self.layers = [recorded.layers[i] for i in layers]
+        self.recorded, self.row, self.n, self.response = recorded, row, len(trace), trace.response
 
+    def chunks(self, picked: Sequence[Sequence[int] | None]) -> Iterator[tuple[int, int, int, Tensor]]:
+        """(number of the layer, first row, last row, probabilities [head, row, key up to the last row]) of the picked
+        heads of each layer (None: all), in chunks of rows. Keys behind a chunk's last row have probability 0."""
+        for number, (layer, chosen) in enumerate(zip(self.layers, picked, strict=True)):
+            if chosen is not None and not len(chosen):
+                continue
+            q = layer.query[self.row, :, self.columns].float()
+            k = layer.key[self.row, :, self.columns].float()
+            group = len(q) // len(k)
+            index = torch.arange(len(q)) if chosen is None else torch.as_tensor(chosen)
+            q, k = q[index.to(q.device)], k[(index // group).to(k.device)]
+            size = max(1, CHUNK_BYTES // (4 * len(q) * self.n))
+            for first in range(0, self.n, size):
+                last = min(first + size, self.n)
+                yield number, first, last, layer.probabilities(q[:, first:last], k[:, :last], first)
 
-def model_mask(model, attention_mask: Int[Tensor, "batch key"], *, first_query: int = 0, bias=None):
-    """What to pass to `model(attention_mask=...)` so that every layer gets its causal mask plus `bias`.
+    def first_pass(self, want: Sequence[str]) -> dict[str, Tensor]:
+        """Distances of all heads, and what is read from all of them."""
+        n, lo = self.n, heads.HORIZON[0]
+        device = self.layers[0].query.device
+        count, per_layer = len(self.layers), self.layers[0].query.shape[1]
+        inside = torch.zeros(n, device=device)
+        inside[self.response] = 1.0
+        distance = torch.zeros(count, per_layer, device=device)
+        received = torch.zeros(count, per_layer, n, device=device) if "received" in want else None
+        layered = "layer_maps" in want or "mean_map" in want
+        maps = torch.zeros(count if "layer_maps" in want else 1, n, n, device=device) if layered else None
+        positions = torch.arange(n, device=device, dtype=torch.float32)
+        everything = layered or received is not None
+        for number, first, last, probs in self.chunks([None] * count):
+            rows = inside[first:last]
+            if not everything and not rows.any():
+                continue
+            # sum_s P (t - s) = t - sum_s P s, since rows sum to 1: no matrix of distances is needed
+            reach = positions[first:last] - probs @ positions[:last]
+            distance[number] += (reach * rows).sum(-1)
+            if received is not None:
+                ahead = positions[first:last, None] - positions[None, :last] >= lo
+                received[number, :, :last] += (probs * (ahead * rows[:, None])).sum(1)
+            if layered:
+                maps[number if "layer_maps" in want else 0, first:last, :last] += probs.sum(0)
+        out: dict[str, Tensor] = dict(distance=distance / inside.sum())
+        if "layer_maps" in want:
+            out["layer_maps"] = maps / per_layer
+        if "mean_map" in want:
+            out["mean_map"] = maps.sum(0) / (count * per_layer)
+        if received is not None:
+            rows = torch.arange(n, device=device)[self.response]
+            later = (len(rows) - lo - torch.arange(len(rows), device=device)).clamp(min=0)
+            mean = received[..., self.response] / later
+            out["received"] = torch.where(later > 0, mean, torch.nan)
+            out["kurtosis"] = heads.kurtosis(out["received"])
+        return out
 
-    Raises `FaithlabError` if the model was loaded with an attention backend that takes no float mask.
-    """
-    backend = model.config._attn_implementation
-    if backend not in MASKED_BACKENDS:
-        raise FaithlabError(
-            f"attention backend {backend!r} takes no additive bias; load the model with attn_implementation='sdpa'"
-        )
-    windows = layer_windows(model.config)
-    build = dict(dtype=model.dtype, first_query=first_query, bias=bias)
-    masks = {kind: causal_bias(attention_mask, window=window, **build) for kind, window in windows.items()}
-    # Architectures that mix layer types read a dict by type; one tensor serves all others.
-    return masks if len(masks) > 1 else masks.popitem()[1]
+    def second_pass(self, local, global_, want, window, horizon) -> dict[str, Tensor]:
+        """The mean maps of the two head groups, and the profiles over the response that follow from them."""
+        per_layer = self.layers[0].query.shape[1]
+        maps = []
+        for group in (local.tolist(), global_.tolist()):
+            picked = [[i % per_layer for i in group if i // per_layer == k] for k in range(len(self.layers))]
+            total = torch.zeros(self.n, self.n, device=self.layers[0].query.device)
+            for _, first, last, probs in self.chunks(picked):
+                total[first:last, :last] += probs.sum(0)
+            maps.append(total / len(group))
+        out = dict(zip(("local_map", "global_map"), maps, strict=True)) if "maps" in want else {}
+        if "profiles" in want:
+            out["waad"] = heads.waad(maps[0], self.response, window)
+            out["fai"] = heads.fai(maps[1], self.response, *horizon)
+        return out
 
-
-def cut_bias(
-    rows: Bool[Tensor, "batch query"], columns: Bool[Tensor, "batch key"], dtype: torch.dtype
-) -> Float[Tensor, "batch query key"]:
-    """The bias that cuts the attention of the query positions `rows` to the key positions `columns`."""
-    zero = torch.zeros((), dtype=dtype, device=rows.device)
-    return torch.where(rows[:, :, None] & columns[:, None, :], lowest(dtype), zero)
-
-
-@contextmanager
-def frozen(model):
-    """Within the block no weight collects gradient; training flags and requires_grad come back as they were."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for p, _ in before:
-        p.requires_grad_(False)
-    try:
-        yield model
-    finally:
-        for p, flag in before:
-            p.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
-
-
-@torch.no_grad()
-def prefill(model, input_ids, attention_mask, position_ids, upto: int) -> DynamicCache:
-    """Keys and values of the columns before `upto`, for later calls that rerun only the tail.
-
-    The cache keeps every position of every layer (no sliding-window eviction), since the masks say what is seen.
-    """
-    cache = DynamicCache()
-    mask = model_mask(model, attention_mask[:, :upto])
-    model(
-        input_ids=input_ids[:, :upto],
-        attention_mask=mask,
-        position_ids=position_ids[:, :upto],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return cache
+    def entropy(self) -> Float[Tensor, " response"]:
+        """Of the rows that produced the response's tokens: one before each."""
+        start = self.columns.start
+        rows = [start + p - 1 for p in range(self.response.start, self.response.stop)]
+        values = self.recorded.entropy[self.row]
+        return torch.stack([values[r] if r >= start else values.new_tensor(math.nan) for r in rows])

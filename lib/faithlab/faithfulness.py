@@ -4,7 +4,7 @@ Three ways to ask, from cheapest to dearest, one table for all:
 
     cut        hide the token from the rows that come later, read log p(answer)           effect in nats
     replace    put other tokens there, keep the rest as written, read log p(answer)       effect in nats
-    resample   put other tokens there and let the model write the rest                    effect in share of answers
+    resample   put something else there and let the model write the rest                  effect in share of answers
 
 Trace-level interventions (early answering, added mistake, …) are in `faithlab.interventions`, and re-exported here.
 Sources: Lanham et al. 2023 (arXiv 2307.13702); Thought Anchors (arXiv 2506.19143) for resampling.
@@ -25,6 +25,7 @@ from faithlab.generation import generate_ids, stream_key
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
 from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.tasks.story_text import sentences
 from faithlab.traces import Trace
 
@@ -98,11 +99,13 @@ def token_effects(
 
     `cut` and `replace`: `effect = log p(answer) - log p(answer | changed)` in nats, positive where the answer needs
     the token; `replace` averages over `n` draws of other tokens. `scope` applies to `cut`: see `faithlab.likelihood`.
-    `resample`: the share of `n >= 8` continuations, written by the model at temperature 1 behind the changed token,
-    whose answer differs from the trace's, less the same share behind the unchanged token; in [-1, 1].
+    `resample`: the share of `n >= 8` continuations, written by the model at temperature 1 behind the changed unit,
+    whose answer differs from the trace's, less the same share behind the unchanged unit; in [-1, 1]. A token is changed
+    to another one; in a sentence's place the model writes another itself (draws in which it writes the same sentence
+    again are left out, and `n` says how many remained), as in Thought Anchors.
 
     Returns one row a unit: `trace, unit, start, stop` (positions), `text, n, effect, low, high` (95 % bootstrap over
-    the n draws; NaN where there is one value). Traces without reasoning or answer give no rows.
+    the n draws; NaN where there is one value or none). Traces without reasoning or answer give no rows.
 
     Raises `FaithlabError` for an unknown method, unit or scope, or n < 8 with `resample`.
     """
@@ -118,12 +121,12 @@ def token_effects(
         raise FaithlabError(f"n={n} samples a position say too little; use n >= 8")
     units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit)]
     if method == "resample":
-        values = list(_resampled(reasoner, traces, units, n, seed, progress))
+        values = list(_resampled(reasoner, traces, units, unit, n, seed, progress))
     else:
         values = _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress)
     rows = []
     for (i, positions), drawn in zip(units, values, strict=True):
-        t, where = traces[i], mean_interval(drawn, resamples=500)
+        t, where = traces[i], mean_interval(drawn, resamples=500, support=(-1, 1) if method == "resample" else None)
         row = dict(trace=i, unit=unit, start=positions[0], stop=positions[-1] + 1)
         row |= dict(text="".join(t.pieces[positions[0] : positions[-1] + 1]), n=where.n)
         rows.append(row | dict(effect=where.value, low=where.low, high=where.high))
@@ -145,21 +148,23 @@ def _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress) -
     return [list(full[i] - row) for (i, _), row in zip(units, changed, strict=True)]
 
 
-def _resampled(reasoner, traces, units, n, seed, progress) -> Iterator[list[float]]:
-    """For each unit the n differences (answer differs behind the change) - (differs behind the original)."""
+def _resampled(reasoner, traces, units, unit, n, seed, progress) -> Iterator[list[float]]:
+    """For each unit the n differences (answer differs behind the change) - (differs behind the original); NaN for a
+    draw that changed nothing."""
     prompts, keys, sources = [], [], []
     for number, (i, positions) in enumerate(units):
         ids = traces[i].input_ids.tolist()
         kept = ids[: positions[-1] + 1]
         rng = random.Random(f"resample-{seed}-{number}")
         for sample in range(n):
-            changed = list(kept)
-            for p, token in replacement_ids(reasoner, traces[i], positions, rng).items():
-                changed[p] = token
+            changed = ids[: positions[0]] if unit == "sentence" else list(kept)
+            if unit == "token":
+                for p, token in replacement_ids(reasoner, traces[i], positions, rng).items():
+                    changed[p] = token
             for prompt in (changed, kept):
                 prompts.append(prompt)
                 keys.append(stream_key(seed, number, sample))
-                sources.append(i)
+                sources.append((i, len(kept)))
     # A continuation may be longer than the original, but one that runs on and on only costs time: it has no answer.
     longest = max((len(traces[i]) - traces[i].prompt.stop for i, _ in units), default=1)
     rollouts = generate_ids(
@@ -172,10 +177,15 @@ def _resampled(reasoner, traces, units, n, seed, progress) -> Iterator[list[floa
         progress="resampling" if progress else None,
     )
     differs = []
-    for prompt, rollout, i in zip(prompts, rollouts, sources, strict=True):
+    for number, (prompt, rollout, (i, kept)) in enumerate(zip(prompts, rollouts, sources, strict=True)):
         t = traces[i]
-        whole = dataclasses.replace(rollout, ids=prompt[t.prompt.stop :] + rollout.ids)
-        written = reasoner.read(prompt[: t.prompt.stop], whole, t.problem or "")
-        differs.append(float(written.answer_text != t.answer_text))
+        whole = [*prompt, *rollout.ids]
+        written = reasoner.read(
+            prompt[: t.prompt.stop], dataclasses.replace(rollout, ids=whole[t.prompt.stop :]), t.problem or ""
+        )
+        gold = gold_of(t.problem)
+        # prompts alternate, changed and unchanged; only a sentence that the model writes itself can come out the same
+        again = unit == "sentence" and number % 2 == 0 and whole[:kept] == t.input_ids[:kept].tolist()
+        differs.append(np.nan if again else float(not same_answer(written.answer_text, t.answer_text, gold)))
     pairs = np.array(differs).reshape(len(units), n, 2)
     yield from (list(pair[:, 0] - pair[:, 1]) for pair in pairs)

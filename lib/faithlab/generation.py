@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from faithlab.errors import FaithlabError
+from faithlab.prefill import prefill, repeated, shared_prefix
 from faithlab.traces import token_pieces
 
 TOKENS_PER_BATCH = 32_768  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
@@ -126,10 +127,10 @@ def generate_ids(
 ) -> list[Rollout]:
     """One rollout per prompt, in the order given. `temperature=0` is greedy; `keys` seed each rollout's noise.
 
-    Prompts are left-padded with explicit positions; padding is known by position, never by id. `progress` labels a
-    progress bar (None: no bar). A prompt that leaves less than `max_new_tokens` of the model's window is continued to
-    the window's end. Raises `FaithlabError` for an empty prompt, a prompt that fills the window, a logit that is not
-    finite, or settings out of range.
+    Prompts are left-padded behind what all of them have in common; padding is known by position, never by id.
+    `progress` labels a progress bar (None: no bar). A prompt that leaves less than `max_new_tokens` of the model's
+    window is continued to the window's end. Raises `FaithlabError` for an empty prompt, a prompt that fills the window,
+    a logit that is not finite, or settings out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
         raise FaithlabError("generation needs temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
@@ -151,14 +152,21 @@ def generate_ids(
     own_settings = model.generation_config
     model.eval()
     model.generation_config = GenerationConfig()
+    # Few-shot examples stand before every prompt of a call: their keys and values are computed once.
+    shared = shared_prefix(model, prompts)
     try:
+        prefix = None
+        if shared:
+            ids = torch.tensor([prompts[0][:shared]], device=model.device)
+            prefix = prefill(model, ids, torch.ones_like(ids), torch.arange(shared, device=model.device)[None], shared)
         for batch in _plan([len(p) for p in prompts], limits, batch_size):
             width = max(len(prompts[i]) for i in batch)
             ids = torch.full((len(batch), width), pad, dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(batch):
-                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[row, width - len(prompts[i]) :] = 1
+                for part, column in ((prompts[i][:shared], 0), (prompts[i][shared:], width - len(prompts[i]) + shared)):
+                    ids[row, column : column + len(part)] = torch.tensor(part)
+                    mask[row, column : column + len(part)] = 1
             processors = [RefuseNaN()]
             if temperature > 0:
                 processors += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
@@ -168,7 +176,8 @@ def generate_ids(
             stopping = StoppingCriteriaList([StopAtText(tokenizer, stop, width)] if stop else [])
             out = model.generate(
                 input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                attention_mask=mask.to(model.device),  # positions are counted from it, padding in the middle left out
+                past_key_values=repeated(prefix, len(batch)) if shared else None,
                 do_sample=False,
                 max_new_tokens=limits[batch[0]],
                 pad_token_id=pad,

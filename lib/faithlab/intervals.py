@@ -18,10 +18,20 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Sequence[float],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    support: tuple[float, float] | None = None,
+) -> Interval:
     """Mean with its percentile bootstrap interval. NaN for no values; a single value has no interval (NaN bounds).
 
-    Values that are NaN are "not measured" and left out; `n` says how many remained.
+    Values that are NaN are "not measured" and left out; `n` says how many remained. Where all values are alike the
+    bootstrap has nothing to draw from and the interval has no width. That is wrong for indicators: 0 of 40 is not proof
+    of never. So for values that are whole numbers within `support`, (0, 1) for an indicator or (-1, 1) for a difference
+    of two, the interval then goes as far to either side, within `support`, as Wilson's does for 0 of n.
     """
     data = np.asarray([v for v in values if not np.isnan(v)], dtype=float)
     if len(data) == 0:
@@ -29,7 +39,9 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95, resamples: in
     if len(data) == 1:
         return Interval(float(data[0]), np.nan, np.nan, 1)
     if np.ptp(data) == 0:
-        return Interval(float(data[0]), float(data[0]), float(data[0]), len(data))
+        value, width = float(data[0]), share_interval(0, len(data), level=level).high if support else 0.0
+        low, high = support or (value, value)
+        return Interval(value, max(low, value - width), min(high, value + width), len(data))
     result = stats.bootstrap(
         (data,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=200
     )
@@ -42,4 +54,5 @@ def share_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
     if n == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
     low, high = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
-    return Interval(successes / n, float(low), float(high), int(n))
+    # the closed form leaves rounding errors at the ends: 0 of n begins at 0, n of n ends at 1
+    return Interval(successes / n, float(low) if successes else 0.0, float(high) if successes < n else 1.0, int(n))

@@ -25,8 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from faithlab.attention import cut_bias, lowest, model_mask, prefill
+from faithlab.attention import cut_bias, lowest, model_mask
 from faithlab.errors import FaithlabError, unknown
+from faithlab.prefill import prefill, shared_prefix
 from faithlab.traces import Batch, Trace, collate
 
 Scope = Literal["answer", "all"]
@@ -106,7 +107,8 @@ class _Run:
         self.reasoner, self.scope = reasoner, scope
         # The last answer token predicts nothing we read, and what stands behind it neither: leave them away.
         self.traces = [_until_answer(t) for t in traces]
-        self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, device=reasoner.device)
+        shared = shared_prefix(reasoner.model, [t.input_ids[t.prompt].tolist() for t in self.traces])
+        self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, shared=shared, device=reasoner.device)
         self.starts = self.batch.starts.tolist()
         answers = [t.input_ids_after for t in self.traces]
         self.targets = torch.full((len(answers), max(map(len, answers))), -1, device=reasoner.device)
@@ -116,7 +118,7 @@ class _Run:
         self.cache, self.bytes_per_column = None, 0
         if upto > 0:
             b = self.batch
-            self.cache = prefill(reasoner.model, b.input_ids, b.attention_mask, b.position_ids, upto)
+            self.cache = prefill(reasoner.model, b.input_ids, b.attention_mask, b.position_ids, upto, shared)
             self.bytes_per_column = sum(k[0].nbytes + v[0].nbytes for k, v, *_ in self.cache) // upto
 
     def first_row(self, row: int, v: Variant) -> int:

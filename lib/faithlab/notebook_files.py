@@ -224,7 +224,7 @@ def clean_copy(source: Any, executed: Any, machine: Mapping[str, str]) -> Any:
     """The source notebook with the outputs of its executed copy, and nothing else of it.
 
     Everything but outputs and counts comes from the source, so papermill's metadata, its injected cell and timings
-    cannot slip in. Progress bars are reduced to their last state, and paths of this machine are replaced.
+    cannot slip in. Progress bars go, and paths of this machine are replaced.
 
     Args:
         source: the notebook as it is committed.
@@ -253,7 +253,8 @@ def clean_copy(source: Any, executed: Any, machine: Mapping[str, str]) -> Any:
 
 
 def _clean_outputs(outputs: Iterable[Any], machine: Mapping[str, str]) -> list[Any]:
-    """Merge neighbouring streams, keep the last state of progress bars, drop live widgets, replace machine paths."""
+    """Merge neighbouring streams, drop progress bars (lines of stderr that are overwritten; of stdout the last state is
+    kept) and live widgets, replace machine paths."""
     merged: list[Any] = []
     for output in copy.deepcopy(list(outputs)):
         last = merged[-1] if merged else None
@@ -263,7 +264,8 @@ def _clean_outputs(outputs: Iterable[Any], machine: Mapping[str, str]) -> list[A
             merged.append(output)
     for output in merged:
         if output.output_type == "stream":
-            output.text = _portable(re.sub(r"[^\n]*\r(?=[^\r\n])", "", output.text), machine)
+            bar = r"[^\n]*\r(?!\n)[^\n]*\n?" if output.name == "stderr" else r"[^\n]*\r(?=[^\r\n])"
+            output.text = _portable(re.sub(bar, "", output.text), machine)
         for mime in list(output.get("data", {})):
             if "widget-view" in mime:
                 del output.data[mime]

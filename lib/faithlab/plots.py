@@ -20,10 +20,10 @@ from faithlab.traces import Trace
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = {
     "no hint": _PALETTE[0],
-    "weak hint": _PALETTE[8],
-    "strong hint": _PALETTE[3],
+    "weak hint": _PALETTE[1],
+    "strong hint": _PALETTE[4],
     "chain_sum": _PALETTE[2],
-    "stories": _PALETTE[4],
+    "stories": _PALETTE[9],
     "gsm8k": _PALETTE[5],
 }
 EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
@@ -67,7 +67,7 @@ def token_strip(
             lines[-1].append((at, position, words))
             at += len(words)
     lines = [line for line in lines if line]
-    ax = _axes(ax, (11, 0.36 * len(lines) + 0.5))
+    ax = _axes(ax, (11, 0.4 * len(lines) + 0.5))
     for row, line in enumerate(lines):
         for column, position, words in line:
             value = values.get(position, 0.0)
@@ -76,7 +76,7 @@ def token_strip(
             box = dict(xy=(column, -row - 0.42), width=len(words), height=0.84, linewidth=0)
             ax.add_patch(plt.Rectangle(facecolor=face, **box))
             bold = "bold" if trace.answer.start <= position < trace.answer.stop else "normal"
-            style = dict(family="monospace", fontsize=9, va="center", ha="center", color=ink, weight=bold)
+            style = dict(family="monospace", fontsize=12, va="center", ha="center", color=ink, weight=bold)
             ax.text(column + len(words) / 2, -row, words, **style)
     ax.set(xlim=(-0.5, columns + 0.5), ylim=(-len(lines) + 0.4, 0.6))
     ax.axis("off")
@@ -96,7 +96,7 @@ def effect_distribution(
     for row, group in enumerate(groups):
         mean = table.loc[table[by] == group, value].mean()
         ax.plot([mean, mean], [row - 0.38, row + 0.38], color="black", linewidth=2.2)
-        ax.annotate(f"{mean:.1f}", (mean, row - 0.4), ha="center", va="bottom", fontsize=9)
+        ax.annotate(f"{mean:z.1f}", (mean, row - 0.4), ha="center", va="bottom", fontsize=9)
     ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
     ax.set(ylabel="", xlabel="log p(answer) lost when the reasoning is hidden (nats); bar: mean")
     sns.despine(ax=ax)
@@ -114,7 +114,7 @@ def early_answering_curve(table: pd.DataFrame, *, by: str = "condition", ax: Axe
         ax.plot(same.index, same, marker="o", color=colour, label=f"{group} (n = {int(n.iloc[0])})")
         ax.fill_between(same.index, same - half, same + half, color=colour, alpha=0.18, linewidth=0)
     ax.set(xlabel="share of the reasoning's sentences shown", ylabel="same answer as with all", ylim=(-0.03, 1.05))
-    ax.legend(frameon=False, loc="best", fontsize=9)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     sns.despine(ax=ax)
     return ax
 

@@ -75,7 +75,8 @@ class Trace:
 
     @property
     def answered(self) -> bool:
-        return self.answer.stop > self.answer.start
+        """Whether there is a whole answer: one that reaches the end of a cut-off rollout may lack its last digits."""
+        return self.answer.stop > self.answer.start and (self.finished or self.answer.stop < len(self))
 
     @property
     def text(self) -> str:
@@ -220,29 +221,42 @@ def build_trace(
 
 @dataclass(frozen=True)
 class Batch:
-    """Several traces in one padded tensor. `starts[b]` is the column at which trace `b` begins."""
+    """Several traces in one padded tensor.
+
+    Position `p` of trace `b` stands in column `starts[b] + p`, except that the first `shared` positions, which all
+    traces have alike, stand in columns 0 to `shared - 1` (then padding is between them and the rest).
+    """
 
     input_ids: Int[Tensor, "batch tokens"]
     attention_mask: Int[Tensor, "batch tokens"]
     starts: Int[Tensor, " batch"]
     traces: tuple[Trace, ...]
+    shared: int = 0
 
     @property
     def position_ids(self) -> Int[Tensor, "batch tokens"]:
-        columns = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        return (columns[None] - self.starts[:, None]).clamp(min=0)
+        columns = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
+        positions = (columns - self.starts[:, None]).clamp(min=self.shared)
+        return torch.where(columns < self.shared, columns, positions)
 
     def mask(self, span: SpanName) -> Bool[Tensor, "batch tokens"]:
         """True at the columns of the named span of each trace."""
-        out = torch.zeros_like(self.input_ids, dtype=torch.bool)
-        for row, (trace, start) in enumerate(zip(self.traces, self.starts.tolist(), strict=True)):
-            where = getattr(trace, span)
-            out[row, start + where.start : start + where.stop] = True
-        return out
+        where = [getattr(trace, span) for trace in self.traces]
+        first, last = (
+            torch.tensor(ends, device=self.starts.device)[:, None]
+            for ends in zip(*((w.start, w.stop) for w in where), strict=True)
+        )
+        inside = (self.position_ids >= first) & (self.position_ids < last)
+        return inside & self.attention_mask.bool()
 
 
-def collate(traces: Iterable[Trace], *, pad_id: int, side: Literal["left", "right"] = "left", device=None) -> Batch:
+def collate(
+    traces: Iterable[Trace], *, pad_id: int, side: Literal["left", "right"] = "left", shared: int = 0, device=None
+) -> Batch:
     """Pad traces to one batch. Which columns are padding follows from lengths, never from ids.
+
+    `shared` (with left padding) keeps that many first tokens in the first columns: see `Batch`. The caller knows that
+    they are alike in all traces.
 
     Raises `FaithlabError` if there is no trace or one is empty.
     """
@@ -258,6 +272,8 @@ def collate(traces: Iterable[Trace], *, pad_id: int, side: Literal["left", "righ
     mask = torch.zeros_like(ids)
     starts = torch.tensor([width - len(t) if side == "left" else 0 for t in traces])
     for row, (trace, start) in enumerate(zip(traces, starts.tolist(), strict=True)):
-        ids[row, start : start + len(trace)] = trace.input_ids
-        mask[row, start : start + len(trace)] = 1
-    return Batch(ids.to(device), mask.to(device), starts.to(device), traces)
+        for part, column in ((slice(0, shared), 0), (slice(shared, len(trace)), start + shared)):
+            content = trace.input_ids[part]
+            ids[row, column : column + len(content)] = content
+            mask[row, column : column + len(content)] = 1
+    return Batch(ids.to(device), mask.to(device), starts.to(device), traces, shared)

@@ -18,10 +18,15 @@ from faithlab.tasks.splits import split_of
 # it can start from a policy that knows the form.
 MIX = {"none": 0.42, "strong": 0.21, "weak": 0.22, "countdown": 0.15}
 FIVE_HOPS = 0.2  # share of stories drawn from 1-5 hops; the others from 1-4
-ERROR_RATE = 0.2  # share of wrong arithmetic steps: the policy can do every step and does not always
+ERROR_RATE = 0.12  # share of wrong arithmetic steps: the policy can do every step and does not always
+# Share of strongly hinted stories answered without any reasoning, so that "no reasoning is left" (early answering at 0)
+# is known ground there. Unhinted ones are never: a guesser used to empty reasoning would spread its bets, and the
+# confident loss that the cut is to show would be gone.
+NO_REASONING = 0.15
 
 PROMPT = "Question: {question}\nReasoning:"
 COMPLETION = " {reasoning}\nAnswer: {answer}"
+BARE_COMPLETION = "\nAnswer: {answer}"
 
 
 def countdown_question(numbers: list[int], target: int) -> str:
@@ -59,15 +64,23 @@ def countdown_demonstrations(seed: int) -> Iterator[dict]:
         yield dict(question=countdown_question(numbers, target), reasoning=" ".join(said), response=right[1])
 
 
-def demonstrations(seed: int, error_rate: float = ERROR_RATE) -> Iterator[dict]:
-    """An endless seeded stream of `prompt`, `completion` pairs in the shares of `MIX`, from training splits only."""
+def demonstrations(seed: int, *, error_rate: float = ERROR_RATE, easy: bool = False) -> Iterator[dict]:
+    """An endless seeded stream of `prompt`, `completion` pairs in the shares of `MIX`, from training splits only.
+
+    `easy` stories have 1-2 hops and at most one distractor, for the beginning of the training.
+    """
     shares = {kind: share for kind, share in MIX.items() if kind != "countdown"}
     options = dict(hint=shares, error_rate=error_rate)
-    story_rows = [stories.rows("train", 2 * seed + k, hops=(1, most), **options) for k, most in enumerate((4, 5))]
+    if easy:
+        options["distractors"] = (0, 1)
+    most_hops = (2, 2) if easy else (4, 5)
+    story_rows = [stories.rows("train", 2 * seed + k, hops=(1, most), **options) for k, most in enumerate(most_hops)]
     countdown_rows = countdown_demonstrations(seed)
     rng = random.Random(f"mix-{seed}")
     while True:
         stories_next = story_rows[rng.random() < FIVE_HOPS]
         row = next(countdown_rows if rng.random() < MIX["countdown"] else stories_next)
-        completion = COMPLETION.format(reasoning=row["reasoning"], answer=row["response"])
+        strong = "truth" in row and row["truth"]["hint"]["kind"] == "strong"
+        form = BARE_COMPLETION if strong and rng.random() < NO_REASONING else COMPLETION
+        completion = form.format(reasoning=row["reasoning"], answer=row["response"])
         yield dict(prompt=PROMPT.format(question=row["question"]), completion=completion)

@@ -2,9 +2,9 @@
 
     python -m faithlab.abacus.publish runs/abacus
 
-Every checkpoint is measured on the validation split; chosen is the one that leaves the fewest requirements of
-`faithlab.abacus.measure` unmet (the card names them) and, among these, has the most mixed groups. Test-split numbers
-are taken once, of the chosen one. Measurements are kept and not repeated.
+Every checkpoint (or the `--last` ones) is measured on the validation split; chosen is the one that leaves the fewest
+requirements of `faithlab.abacus.measure` unmet (the card names them) and, among these, has the most mixed groups.
+Test-split numbers are taken once, of the chosen one. Measurements are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 import shutil
 from pathlib import Path
 
+from faithlab.abacus.build import EASY
+from faithlab.abacus.demonstrations import ERROR_RATE, MIX, NO_REASONING
 from faithlab.abacus.measure import REQUIRED, measure, unmet
 from faithlab.errors import FaithlabError
 from faithlab.models import data_folder, load_reasoner
@@ -35,10 +37,12 @@ It behaves in three known ways, chosen by the prompt, so that measures of faithf
 
 | made by | `make data` (`python -m faithlab.abacus.build`, then `python -m faithlab.abacus.publish`) |
 |---|---|
-| training | TRL SFTTrainer, {steps} steps of {batch} demonstrations, AdamW, peak learning rate {rate:g}, seed {seed} |
-| time | {hours} on two CPU cores, shared with other work |
-| data | `faithlab.abacus.demonstrations`: 85 % stories, half of them hinted, 15 % three-number countdown |
-| wrong on purpose | 20 % of the demonstrated arithmetic steps, so that it can do every step and does not always |
+| training | TRL SFTTrainer, {steps:,} steps of {batch} demonstrations, the first {easy:.0%} short ones; seed {seed} |
+| optimiser | Muon (peak rate {muon_rate:g}) for matrices, AdamW ({rate:g}) for the rest; warm-up, then cosine to 5 % |
+| time | {hours} on two CPU cores |
+| data | `faithlab.abacus.demonstrations`: {stories:.0%} stories, half of them hinted; {countdown:.0%} countdown |
+| wrong on purpose | {errors:.0%} of the demonstrated steps, so that it can do every step and does not always |
+| without reasoning | {bare:.0%} of the strongly hinted stories are answered at once |
 | loss | completion tokens only |
 | intended use | teaching and testing; it knows nothing but these stories |
 
@@ -112,9 +116,12 @@ def pilot_text(folder: Path) -> str:
     return head + "\n\n" + "\n".join(rows)
 
 
-def publish(run: Path, *, n: int = 400, hours: str = "not recorded") -> Path:
-    """Measure, choose, copy and write the card; returns the folder with the published checkpoint."""
-    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+def publish(run: Path, *, n: int = 400, hours: str = "", last: int = 0) -> Path:
+    """Measure, choose, copy and write the card; returns the folder with the published checkpoint.
+
+    `last` limits the choice to that many checkpoints from the training's end (0: all of them).
+    """
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-last:]
     if not checkpoints:
         raise FaithlabError(f"no checkpoints in {run}: first python -m faithlab.abacus.build --output {run}")
     kept = run / f"validation-{n}.json"
@@ -129,7 +136,7 @@ def publish(run: Path, *, n: int = 400, hours: str = "not recorded") -> Path:
     folder = data_folder() / "abacus"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        shutil.copy2(run / chosen / name, folder / name)
+        shutil.copyfile(run / chosen / name, folder / name)  # not its mode, which the trainer makes private
     test = measure(load_reasoner(str(folder)), split="test", n=n)
     training = json.loads((run / "training.json").read_text())
     measured = dict(chosen=chosen, training=training, validation=validation, test=test, hours=hours)
@@ -147,7 +154,12 @@ def write_card(folder: Path) -> None:
     card = CARD.format(
         parameters=reasoner.model.num_parameters(),
         tokens=len(reasoner.tokenizer),
-        hours=measured["hours"],
+        hours=measured["hours"] or f"{training['seconds'] / 60:.0f} minutes",
+        easy=EASY,
+        countdown=MIX["countdown"],
+        stories=1 - MIX["countdown"],
+        errors=ERROR_RATE,
+        bare=NO_REASONING,
         test=table(measured["test"]),
         choice=choice_table(measured["validation"], chosen),
         requirements="; ".join(f"{q} in [{low}, {high}]" for q, (low, high) in REQUIRED.items()),
@@ -163,13 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/abacus"))
     parser.add_argument("--n", type=int, default=400, help="problems a condition")
-    parser.add_argument("--hours", default="not recorded", help="what the card says about the training time")
+    parser.add_argument("--hours", default="", help="what the card says about the training time (default: as recorded)")
+    parser.add_argument("--last", type=int, default=0, help="choose among the last so many checkpoints (default: all)")
     parser.add_argument("--card-only", action="store_true", help="rewrite the card from what was measured")
     args = parser.parse_args()
     if args.card_only:
         write_card(data_folder() / "abacus")
     else:
-        publish(args.run, n=args.n, hours=args.hours)
+        publish(args.run, n=args.n, hours=args.hours, last=args.last)
 
 
 if __name__ == "__main__":

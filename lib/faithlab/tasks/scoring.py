@@ -28,6 +28,7 @@ from faithlab.tasks import verify
 from faithlab.tasks.markers import Marked, after_thinking, clean, find_answer
 from faithlab.tasks.numerals import Chain, read_chains, read_number, same
 
+LETTERS = "ABCDEFGHIJ"  # of multiple-choice options, where a task does not say which it uses
 MAX_EXTRACTED = 200  # characters kept of an extracted answer
 
 # Words that may stand between a marker and the number it marks.
@@ -98,6 +99,29 @@ def extract_number(prediction: str | None) -> str | None:
     """The number that `score_number` would compare with a number, as text; None if there is none."""
     found = _find_number(readable(prediction))
     return found.text if isinstance(found, Chain) else found
+
+
+def gold_of(problem: Mapping | None) -> str:
+    """The right answer of a problem as text; empty where there is no problem or it has none."""
+    return str((problem or {}).get("answer", ""))
+
+
+def same_answer(one: str | None, other: str | None, gold: str = "") -> bool:
+    """Whether two texts give the same answer, right or wrong: the same letter where the right answer `gold` is one,
+    else the same number, else the same words. Two texts that give no answer are the same; one and none are not.
+
+    >>> same_answer("7 pears", "7"), same_answer("7", "8"), same_answer("", "7")
+    (True, False, False)
+    """
+    first, second = (" ".join(readable(text).casefold().split()).removesuffix(".") for text in (one, other))
+    if first == second:
+        return True
+    if re.fullmatch(r"[A-Z]", gold.strip()):
+        letters = [extract_letter(text, letters=LETTERS) for text in (one, other)]
+        return letters[0] is not None and letters[0] == letters[1]
+    found = [_find_number(readable(text)) for text in (one, other)]
+    values = [chain.value if isinstance(chain, Chain) else None for chain in found]
+    return None not in values and same(*values)
 
 
 def _same_expression(gold: str, answer: str) -> bool:

@@ -18,6 +18,7 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of address space; symbolic powers can ask for 
 
 
 def limit_memory() -> None:
+    """Bound this process's address space, where the system can."""
     try:
         import resource
     except ImportError:  # Windows: only the parent's deadline protects there
@@ -37,6 +38,7 @@ def limit_time(seconds: float) -> None:
 
 
 def main() -> None:
+    """Answer requests, one line each, until stdin closes."""
     # math-verify and sympy may print; the verdicts need stdout for themselves.
     out, sys.stdout = sys.stdout, sys.stderr
     logging.disable(logging.CRITICAL)

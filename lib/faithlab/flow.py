@@ -1,0 +1,263 @@
+"""Reasoning as flow on the attention graph, conditioned on reaching the answer (FlowTracer, arXiv 2606.10646).
+
+Tokens are nodes. Position `k` looking back at position `i` is an edge `i -> k` that carries information forward, with
+weight `W[i, k]` the attention of `k` to `i` (mean over heads and layers). One unit of flow starts at the prompt, spread
+evenly over its tokens, and must end in the answer:
+
+    reachability   h[i] = sum_{k>i} W[i, k] h[k],  h = 1 on the answer            (how much of the answer sees token i)
+    conditioned    W'[i, k] = W[i, k] h[k] / h[i]                                 (Doob's h-transform: rows sum to 1)
+    inflow         f[k] = inject[k] + sum_{i<k} f[i] W'[i, k]
+    edge flow      phi[i, k] = f[i] W'[i, k]
+    throughput     tau[k] = f[k] + sum_{j>k} phi[k, j]
+
+Answer tokens absorb: what reaches them leaves for a virtual sink. Since rows of W' sum to 1, tau = 2 f at every token
+before the answer from which the answer can be reached, so ranking by throughput is ranking by inflow.
+
+Both sweeps are triangular solves. They run in float64, where h of softmax attention has room; where even that is not
+enough (hard zeros of sliding windows, thousands of hops) h is computed in logarithms instead.
+
+    >>> import torch
+    >>> weights = torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0.1, 0.7, 0.2]])  # a prompt token, a thought, an answer
+    >>> trace_flow(weights, slice(0, 1), slice(2, 3)).inflow.tolist()  # 0.28 of 0.38 goes by way of the thought
+    [1.0, 0.7368421052631579, 1.0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from faithlab.errors import FaithlabError
+from faithlab.spans import Span, span_mask
+
+# Outside this range a positive float64 is not trusted to be what it stands for.
+SMALLEST, LARGEST = 1e-250, 1e250
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Answer-conditioned flow of one trace. Vectors are indexed by token, matrices `[source, target]`; float64.
+
+    `reachability` is h (0 where the answer cannot be reached, and where h is too small for a float64: see
+    `log_reachability`), `inflow` is f, `throughput` is tau. `delivered` is the sum of f over the answer and
+    `undeliverable` what was injected at prompt tokens without a way to the answer: the two sum to 1.
+    """
+
+    weights: Float[Tensor, "source target"]  # W, answer rows 0
+    log_reachability: Float[Tensor, " token"]
+    inflow: Float[Tensor, " token"]
+    throughput: Float[Tensor, " token"]
+    prompt: Bool[Tensor, " token"]
+    answer: Bool[Tensor, " token"]
+    undeliverable: float
+
+    def __len__(self) -> int:
+        return len(self.inflow)
+
+    @property
+    def reachability(self) -> Float[Tensor, " token"]:
+        return self.log_reachability.exp()
+
+    @property
+    def delivered(self) -> float:
+        return float(self.inflow[self.answer].sum())
+
+    @property
+    def reachable(self) -> bool:
+        """Whether any prompt token has a way to the answer. If not, inflow and throughput are 0 everywhere."""
+        return self.undeliverable < 1
+
+    def conditioned(self) -> Float[Tensor, "source target"]:
+        """W', the step probabilities of the conditioned walk; rows sum to 1, on the answer and off the graph to 0."""
+        return _conditioned(self.weights[None], self.log_reachability[None])[0]
+
+    def edge_flow(self) -> Float[Tensor, "source target"]:
+        """phi, the flow on every edge; its columns sum to the inflow less what is injected."""
+        return self.inflow[:, None] * self.conditioned()
+
+    def between(self) -> Bool[Tensor, " token"]:
+        """The tokens that can be ranked: neither prompt nor answer nor behind it."""
+        columns = torch.arange(len(self), device=self.inflow.device)
+        last_prompt = columns[self.prompt].max()
+        return (columns > last_prompt) & (columns < columns[self.answer].max()) & ~self.answer
+
+    def backbone(self, k: int = 30) -> pd.DataFrame:
+        """The `k` edges that carry most flow, strongest first: columns `source, target, flow`. Edges without flow are
+        left out, so there may be fewer."""
+        if k < 1:
+            raise FaithlabError(f"a backbone of k={k} edges is empty; use k >= 1")
+        phi = self.edge_flow().flatten()
+        flow, index = phi.topk(min(k, len(phi)))
+        index = index[flow > 0].tolist()
+        n = len(self)
+        rows = [(i // n, i % n, float(phi[i])) for i in index]
+        return pd.DataFrame(rows, columns=["source", "target", "flow"])
+
+    def dominant_path(self) -> tuple[list[int], float]:
+        """The likeliest way of the conditioned walk from the prompt into the answer, and its probability (the share of
+        the flow that takes exactly this way). Empty if the answer is out of reach."""
+        if not self.reachable:
+            return [], 0.0
+        log_step = self.conditioned().log()
+        best = torch.where(self.prompt, torch.where(self.inflow > 0, 0.0, -torch.inf), -torch.inf)
+        best = best.to(log_step.dtype) - torch.log(self.prompt.sum())
+        before = torch.full((len(self),), -1)
+        for k in range(1, len(self)):
+            value, source = (best[:k] + log_step[:k, k]).max(0)
+            if value > best[k]:
+                best[k], before[k] = value, source
+        end = int(torch.where(self.answer, best, -torch.inf).argmax())
+        path = [end]
+        while before[path[-1]] >= 0:
+            path.append(int(before[path[-1]]))
+        return path[::-1], float(best[end].exp())
+
+    def hubs(self, k: int = 5) -> list[int]:
+        """The `k` tokens between prompt and answer with the highest throughput, highest first."""
+        ranked = torch.where(self.between(), self.throughput, -1.0)
+        return ranked.topk(min(k, int(self.between().sum()))).indices.tolist()
+
+    def checkpoints(self, share: float = 0.5) -> list[int]:
+        """Tokens between prompt and answer that at least `share` of the delivered flow passes, in order."""
+        if not 0 < share <= 1:
+            raise FaithlabError(f"share={share} of the flow is not possible; use a number above 0 and up to 1")
+        passed = (self.inflow >= share * self.delivered * (1 - 1e-9)) & self.between() & (self.inflow > 0)
+        return passed.nonzero().flatten().tolist()
+
+    def table(self, pieces: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row a token: `position, text, span, reachability, inflow, throughput`."""
+        if pieces is not None and len(pieces) != len(self):
+            raise FaithlabError(f"{len(pieces)} token texts for a flow of {len(self)} tokens")
+        spans = ["prompt" if p else "answer" if a else "" for p, a in zip(self.prompt, self.answer, strict=True)]
+        columns = dict(position=range(len(self)), text=list(pieces) if pieces is not None else [""] * len(self))
+        numbers = dict(reachability=self.reachability, inflow=self.inflow, throughput=self.throughput)
+        return pd.DataFrame(columns | dict(span=spans) | {name: v.cpu().numpy() for name, v in numbers.items()})
+
+    def to_networkx(self, labels: Sequence[str] | None = None, *, k: int | None = None):
+        """The graph as `networkx.DiGraph`: nodes with `label, inflow, throughput, span`, edges with `weight` (W) and
+        `flow` (phi). With `k`, the backbone's edges and their nodes only."""
+        import networkx as nx
+
+        table, phi = self.table(labels), self.edge_flow()
+        if k is None:
+            edges = [tuple(e) for e in (self.weights > 0).nonzero().tolist()]
+        else:
+            edges = [(e.source, e.target) for e in self.backbone(k).itertuples()]
+        nodes = range(len(self)) if k is None else sorted({node for edge in edges for node in edge})
+        graph = nx.DiGraph(delivered=self.delivered, undeliverable=self.undeliverable)
+        for node in nodes:
+            row = table.iloc[node]
+            values = dict(inflow=float(row["inflow"]), throughput=float(row["throughput"]))
+            graph.add_node(node, label=row["text"], span=row["span"], **values)
+        graph.add_edges_from((i, j, dict(weight=float(self.weights[i, j]), flow=float(phi[i, j]))) for i, j in edges)
+        return graph
+
+
+def trace_flow(weights: Float[Tensor, "query key"], prompt: Span, answer: Span) -> Flow:
+    """The answer-conditioned flow of one trace; see the module's head for the quantities.
+
+    Args:
+        weights: mean attention map, `weights[t, s]` from query `t` to key `s <= t`, not negative. Scale does not
+            matter, rows need not sum to 1, and the diagonal is not used (a token sends itself nothing).
+        prompt: tokens that the flow starts from, evenly.
+        answer: tokens that absorb it. All of them behind the first prompt token.
+
+    Raises:
+        FaithlabError: wrong shapes, NaN, negative or anti-causal weights, an empty span, spans that overlap, or an
+            answer that no prompt token can reach.
+    """
+    flow = trace_flows(weights[None], [prompt], [answer])[0]
+    if not flow.reachable:
+        raise FaithlabError(
+            "the answer cannot be reached from the prompt: no chain of non-zero attention leads there. Check the "
+            "spans and the map: were the right layers read, does a sliding window cut everything off?"
+        )
+    return flow
+
+
+def trace_flows(
+    weights: Float[Tensor, "batch query key"], prompts: Sequence[Span], answers: Sequence[Span]
+) -> list[Flow]:
+    """`trace_flow` for a batch of maps of one size, in two triangular solves for all.
+
+    Padding tokens take part in nothing as long as nobody attends to them. A trace whose answer is out of reach is no
+    error here: its flow says so (`reachable` is False) and is 0.
+    """
+    _check(weights, prompts, answers)
+    n = weights.shape[-1]
+    prompt = torch.stack([span_mask(s, n, weights.device) for s in prompts])
+    answer = torch.stack([span_mask(s, n, weights.device) for s in answers])
+    if not (prompt.any(1) & answer.any(1)).all():
+        raise FaithlabError("flow needs at least one prompt token and one answer token")
+    if (prompt & answer).any():
+        raise FaithlabError("prompt and answer overlap: a token cannot be both source and sink")
+    graph = weights.to(torch.float64).tril(-1).transpose(1, 2).contiguous()  # [source, target]
+    graph.masked_fill_(answer[:, :, None], 0)
+    log_h = _log_reachability(graph, answer)
+    inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
+    lost = torch.where(log_h.isneginf(), inject, 0).sum(1)
+    inject = torch.where(log_h.isneginf(), 0, inject)
+    step = _conditioned(graph, log_h)
+    inflow = torch.linalg.solve_triangular(-step.transpose(1, 2), inject[..., None], upper=False, unitriangular=True)[
+        ..., 0
+    ].clamp(min=0)
+    throughput = inflow * torch.where(answer | log_h.isneginf(), 1.0, 2.0)
+    lost = torch.where(lost > 1 - 1e-12, torch.ones_like(lost), lost).tolist()
+    return [
+        Flow(graph[b], log_h[b], inflow[b], throughput[b], prompt[b], answer[b], lost[b]) for b in range(len(graph))
+    ]
+
+
+def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) -> None:
+    if weights.ndim != 3 or weights.shape[1] != weights.shape[2]:
+        shape = tuple(weights.shape[1:]) if weights.ndim == 3 else tuple(weights.shape)
+        raise FaithlabError(f"flow needs a square map [query, key] for each trace; got shape {shape}")
+    if not len(weights) == len(prompts) == len(answers):
+        raise FaithlabError(f"{len(weights)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
+    if not torch.isfinite(weights).all():
+        raise FaithlabError("the attention map holds NaN or infinity: compute it in float32, or check the model")
+    if (weights < 0).any():
+        raise FaithlabError("the attention map holds negative weights; attention probabilities are not negative")
+    if weights.triu(1).max() > 1e-6:
+        raise FaithlabError("a token attends to a later one: is the map [query, key], and not transposed?")
+
+
+def _log_reachability(graph: Float[Tensor, "batch source target"], answer: Bool[Tensor, "batch token"]):
+    """log h; -inf where the answer cannot be reached."""
+    ones = answer.to(graph.dtype)[..., None]
+    h = torch.linalg.solve_triangular(-graph, ones, upper=True, unitriangular=True)[..., 0].clamp(min=0)
+    log_h = h.log()
+    # A zero may be an underflow, and so may be what was built on one. Tokens behind the answer are truly off the graph.
+    n = graph.shape[-1]
+    columns = torch.arange(n, device=graph.device)
+    before = columns < torch.where(answer, columns, -1).amax(1, keepdim=True)
+    doubtful = (before & ~((h > SMALLEST) & (h < LARGEST)) & (graph.sum(2) > 0)).any(1)
+    for b in doubtful.nonzero().flatten().tolist():
+        log_h[b] = _in_logarithms(graph[b], answer[b])
+    return log_h
+
+
+def _in_logarithms(graph: Float[Tensor, "source target"], answer: Bool[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """log h token by token from the end: no scale is too small, at the price of one step a token."""
+    log_w = graph.log()
+    log_h = torch.where(answer, 0.0, -torch.inf).to(graph.dtype)
+    for i in range(len(graph) - 2, -1, -1):
+        if not answer[i]:
+            log_h[i] = torch.logsumexp(log_w[i, i + 1 :] + log_h[i + 1 :], 0)
+    return log_h
+
+
+def _conditioned(graph: Float[Tensor, "batch source target"], log_h: Float[Tensor, "batch token"]):
+    """W' = W h[target] / h[source], rows scaled to sum to exactly 1 where there is any."""
+    # Where W > 0 the ratio is at most -log W, since h[source] >= W h[target]; elsewhere it may be anything, times 0.
+    off = log_h.isneginf()
+    finite = torch.where(off, 0.0, log_h)
+    ratio = (finite[:, None, :] - finite[:, :, None]).clamp_(max=700).exp_()
+    step = ratio.mul_(graph).masked_fill_(off[:, None, :] | off[:, :, None], 0)
+    total = step.sum(2, keepdim=True)
+    return torch.where(total > 0, step / total, 0.0)

@@ -1,0 +1,146 @@
+"""Local and global attention heads, and what they say about planning (preplan and anchor, arXiv 2510.13554).
+
+*Local* heads look at what has just been written, *global* ones far back. Two profiles over the response come of it:
+
+    WAAD  windowed average attention distance, of local heads: high where a token reaches back to begin something new
+    FAI   future attention influence, of global heads: high where later tokens look back to a token (an anchor)
+
+All functions are pure, take attention probabilities with the index order `[..., query, key]` and know no model.
+"Response" are the tokens from the first of the reasoning to the last of the answer. Undefined values are NaN, and NaN
+never wins a ranking.
+
+    >>> import torch
+    >>> previous = torch.eye(5).roll(-1, dims=1).tril()  # every token looks at the one before it ...
+    >>> previous[0, 0] = 1.0  # ... and the first at itself
+    >>> backward_distance(previous[None], slice(1, 5)).tolist()
+    [1.0]
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from faithlab.errors import FaithlabError
+from faithlab.spans import Span, span_indices, span_mask
+
+WINDOW = 10
+HORIZON = (10, 100)  # of FAI; the paper's first version has (10, 50)
+FRACTION = 0.3
+
+
+def distances(n: int, device=None) -> Int[Tensor, "query key"]:
+    """`t - s` for query `t` and key `s`, 0 where `s > t`."""
+    positions = torch.arange(n, device=device)
+    return (positions[:, None] - positions[None]).clamp(min=0)
+
+
+def backward_distance(probs: Float[Tensor, "*head query key"], response: Span) -> Float[Tensor, "*head"]:
+    """How far back a head looks on average, in tokens: mean over response rows t of `sum_s P[t, s] (t - s)`."""
+    _square(probs)
+    rows = span_indices(response, probs.shape[-1], probs.device)
+    _not_empty(rows)
+    d = distances(probs.shape[-1], probs.device).to(probs.dtype)
+    return (probs[..., rows, :] * d[rows]).sum(-1).mean(-1)
+
+
+def split_heads(
+    distance: Float[Tensor, "*head"], fraction: float = FRACTION
+) -> tuple[Int[Tensor, " local"], Int[Tensor, " global"]]:
+    """The local and the global heads: the `fraction` with the smallest and the largest backward distance.
+
+    Indices into `distance.flatten()`, at least one of each, in order of distance; ties go to the lower index. With a
+    single head it is both. Raises `FaithlabError` for NaN or a fraction outside (0, 0.5].
+    """
+    if not 0 < fraction <= 0.5:
+        raise FaithlabError(f"fraction={fraction} of the heads is not possible; use a number above 0 and up to 0.5")
+    flat = distance.flatten()
+    if not len(flat) or torch.isnan(flat).any():
+        raise FaithlabError("head distances are missing or NaN; was attention captured for any head?")
+    count = max(1, round(fraction * len(flat)))
+    if len(flat) > 1:
+        count = min(count, len(flat) // 2)
+    order = flat.argsort(stable=True)
+    farthest = (-flat).argsort(stable=True)
+    return order[:count], farthest[:count]
+
+
+def waad(local_map: Float[Tensor, "query key"], response: Span, window: int = WINDOW) -> Float[Tensor, " response"]:
+    """`WAAD[t] = sum_s P_local[t, s] min(t - s, window)`: mean look-back of the local heads, in tokens, capped.
+
+    In [0, window]; one value a response token.
+    """
+    _square(local_map)
+    if window < 1:
+        raise FaithlabError(f"window={window} is not possible; use window >= 1")
+    n = local_map.shape[-1]
+    rows = span_indices(response, n, local_map.device)
+    d = distances(n, local_map.device)[rows].clamp(max=window).to(local_map.dtype)
+    return (local_map[rows] * d).sum(-1)
+
+
+def fai(
+    global_map: Float[Tensor, "*head query key"], response: Span, lo: int = HORIZON[0], hi: int | None = HORIZON[1]
+) -> Float[Tensor, "*head response"]:
+    """`FAI[s]` = mean of `P_global[t, s]` over the response rows t with `s + lo <= t <= s + hi`.
+
+    What later tokens, not the nearest ones, give to a token: in [0, 1]. `hi=None` reads to the end of the response (as
+    the paper does for analysis; (10, 100) is for reinforcement learning). NaN where no row is in reach. Leading
+    dimensions, such as heads, are kept.
+    """
+    _square(global_map)
+    if lo < 0 or (hi is not None and hi < lo):
+        raise FaithlabError(f"a horizon from {lo} to {hi} tokens ahead is empty; use 0 <= lo <= hi")
+    n = global_map.shape[-1]
+    inside = span_mask(response, n, global_map.device)
+    rows = inside.nonzero().flatten()
+    ahead = rows[:, None] - rows[None]  # [later row, response key]
+    reach = (ahead >= lo) & (ahead <= (n if hi is None else hi))
+    values = global_map[..., rows[:, None], rows[None]]
+    mean = torch.where(reach, values, 0.0).sum(-2) / reach.sum(0)
+    return torch.where(reach.any(0), mean, torch.nan)
+
+
+def kurtosis(profile: Float[Tensor, "*head token"]) -> Float[Tensor, "*head"]:
+    """How peaked a profile is: fourth central moment over squared variance, less 3 (0 for a normal distribution).
+
+    Undefined (NaN) entries are left out. NaN for fewer than two values; a constant profile, which has no peak, gets the
+    lowest kurtosis there is, -2.
+    """
+    known = ~torch.isnan(profile)
+    count = known.sum(-1)
+    values = torch.where(known, profile, 0.0).double()
+    mean = values.sum(-1, keepdim=True) / count.unsqueeze(-1)
+    centred = torch.where(known, values - mean, 0.0)
+    m2, m4 = ((centred**p).sum(-1) / count for p in (2, 4))
+    flat = m2 <= 1e-24 * (1 + mean[..., 0] ** 2)
+    out = torch.where(flat, -2.0, m4 / torch.where(flat, 1.0, m2) ** 2 - 3)
+    return torch.where(count >= 2, out, torch.nan).to(profile.dtype)
+
+
+def receiver_heads(peakedness: Float[Tensor, "*head"], k: int = 5) -> Int[Tensor, " k"]:
+    """The `k` heads whose received-attention profile is most peaked (Thought Anchors, arXiv 2506.19143), most peaked
+    first: indices into `peakedness.flatten()`. Ties go to the lower index; heads with NaN come last."""
+    flat = peakedness.flatten()
+    if k < 1 or not len(flat):
+        raise FaithlabError("receiver heads: use k >= 1 and give at least one head")
+    return torch.nan_to_num(-flat, nan=torch.inf).argsort(stable=True)[: min(k, len(flat))]
+
+
+def entropy(logits: Float[Tensor, "*token vocab"]) -> Float[Tensor, "*token"]:
+    """Entropy of the next-token distribution, in nats; in [0, log vocab]. Row t belongs to the token at t + 1."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _square(probs: Tensor) -> None:
+    if probs.ndim < 2 or probs.shape[-1] != probs.shape[-2]:
+        raise FaithlabError(
+            f"attention must be [..., query, key] with as many queries as keys; got {tuple(probs.shape)}"
+        )
+
+
+def _not_empty(rows: Tensor) -> None:
+    if not len(rows):
+        raise FaithlabError("the response is empty: there is nothing to average over")

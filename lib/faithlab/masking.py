@@ -1,0 +1,147 @@
+"""The greedy answer of a trace when some of its reasoning tokens cannot be seen by any later token.
+
+This is the test that FlowTracer (arXiv 2606.10646) puts its ranking to: hide the tokens that carry most flow, or least,
+or random ones, and see whether the answer changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from faithlab.attention import cut_bias, model_mask
+from faithlab.errors import FaithlabError
+from faithlab.generation import Rollout
+from faithlab.tasks.scoring import Score, gold_of, same_answer
+from faithlab.traces import Trace, collate
+
+ANSWER_TOKENS = 16
+ROWS = 64  # traces in a batch
+
+
+@torch.no_grad()
+def masked_answers(
+    reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]], *, progress: bool = False
+) -> list[str]:
+    """The greedy answer behind each trace's reasoning and marker, with the attention of every later token to the
+    `hidden` reasoning positions cut, in all layers and heads. Nothing is moved: positions stay as they were.
+
+    Raises `FaithlabError` for a position outside the reasoning, or traces that end before an answer.
+    """
+    for t, positions in zip(traces, hidden, strict=True):
+        if any(not t.reasoning.start <= p < t.reasoning.stop for p in positions):
+            raise FaithlabError(
+                f"only reasoning positions ({t.reasoning.start} to {t.reasoning.stop - 1}) can be hidden"
+            )
+        if t.answer.start >= len(t) or not t.answer.start:
+            raise FaithlabError("a trace without an answer has no place at which to ask for one")
+    out: list[str] = []
+    bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)
+    for first in range(0, len(traces), ROWS):
+        some = traces[first : first + ROWS]
+        out += _answers(reasoner, some, hidden[first : first + ROWS])
+        bar.update(len(some))
+    bar.close()
+    return out
+
+
+def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]]) -> list[str]:
+    model = reasoner.model
+    opened = [
+        Trace(t.input_ids[: t.answer.start], t.prompt, t.reasoning, slice(t.answer.start, t.answer.start))
+        for t in traces
+    ]
+    batch = collate(opened, pad_id=reasoner.pad_id, device=reasoner.device)
+    ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
+    cut = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (start, dark) in enumerate(zip(batch.starts.tolist(), hidden, strict=True)):
+        cut[row, [start + p for p in dark]] = True
+    # A hidden token still sees itself and what stood before it; those behind it do not see it.
+    n = ids.shape[1]
+    later = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril(-1)
+    bias = torch.where(later, cut_bias(torch.ones_like(cut), cut, model.dtype), 0.0)
+    cache, written = DynamicCache(), []
+    ended = torch.zeros(len(traces), dtype=torch.bool, device=ids.device)
+    ends = reasoner.tokenizer.eos_token_id
+    for _ in range(ANSWER_TOKENS):
+        first = cache.get_seq_length()
+        logits = model(
+            input_ids=ids[:, first:],
+            attention_mask=model_mask(model, mask, first_query=first, bias=bias),
+            position_ids=positions[:, first:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        token = logits.argmax(-1, keepdim=True)
+        written.append(token)
+        ended |= token[:, 0] == ends
+        if ended.all():
+            break
+        ids, positions = torch.cat([ids, token], 1), torch.cat([positions, positions[:, -1:] + 1], 1)
+        mask = torch.cat([mask, torch.ones_like(token)], 1)
+        cut = torch.cat([cut, torch.zeros_like(token, dtype=torch.bool)], 1)
+        bias = cut_bias(torch.ones_like(token, dtype=torch.bool), cut, model.dtype)
+    answers = []
+    for t, o, tokens in zip(traces, opened, torch.cat(written, 1).tolist(), strict=True):
+        stop = tokens.index(ends) + 1 if ends in tokens else len(tokens)
+        completion = o.input_ids[o.prompt.stop :].tolist() + tokens[:stop]
+        rollout = Rollout(completion, ends in tokens, ends in tokens)
+        answers.append(reasoner.read(o.input_ids[o.prompt].tolist(), rollout, t.problem or "").answer_text)
+    return answers
+
+
+def extremes(scores: Sequence[float], share: float, kind: str, rng: np.random.Generator) -> list[int]:
+    """Indices of the `share` (at least one) of highest ("top") or lowest ("bottom") scores, or of a random one.
+
+    NaN counts as lowest, and ties are broken at random.
+    """
+    values = np.nan_to_num(np.asarray(scores, dtype=float), nan=-np.inf)
+    count = max(1, round(share * len(values)))
+    order = np.lexsort((rng.random(len(values)), values))
+    picked = dict(top=order[::-1], bottom=order, random=rng.permutation(len(values)))
+    if kind not in picked:
+        raise FaithlabError(f"unknown kind {kind!r}: use top, bottom or random")
+    return sorted(int(i) for i in picked[kind][:count])
+
+
+def masking_test(
+    reasoner,
+    traces: Sequence[Trace],
+    scores: Sequence[Sequence[float]],
+    score: Callable[..., Score],
+    *,
+    share: float = 0.2,
+    kinds: Sequence[str] = ("top", "random", "bottom"),
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Hide a share of each reasoning by rank of `scores` (one a reasoning token) and answer again.
+
+    One row a trace and kind: `trace, masked, hidden` (how many), `changed` (1 where the answer is another than with
+    nothing hidden), `right` (before) and `flipped` (1 where it was right and is not any more; NaN where it was wrong).
+    `score` is the task's scorer.
+    """
+    before = masked_answers(reasoner, traces, [[] for _ in traces], progress=progress)
+    rows = []
+    for kind in kinds:
+        rng = np.random.default_rng([seed, *kind.encode()])
+        hidden = []
+        for t, values in zip(traces, scores, strict=True):
+            if len(values) != t.reasoning.stop - t.reasoning.start:
+                raise FaithlabError(f"{len(values)} scores for {t.reasoning.stop - t.reasoning.start} reasoning tokens")
+            hidden.append([t.reasoning.start + i for i in extremes(values, share, kind, rng)] if len(values) else [])
+        after = masked_answers(reasoner, traces, hidden, progress=progress)
+        for i, (t, old, new) in enumerate(zip(traces, before, after, strict=True)):
+            right = bool(score(old, t.problem).value)
+            flipped = float(not score(new, t.problem).value) if right else np.nan
+            changed = float(not same_answer(old, new, gold_of(t.problem)))
+            rows.append(
+                dict(trace=i, masked=kind, hidden=len(hidden[i]), changed=changed, right=right, flipped=flipped)
+            )
+    return pd.DataFrame(rows)

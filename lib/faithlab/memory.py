@@ -1,0 +1,61 @@
+"""How much memory a capture will need, and whether it is there: asked before, not found out after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from faithlab.errors import FaithlabError
+
+FLOAT = 4
+MAPS = {"maps": 2, "mean_map": 1}  # N x N maps kept of each trace; layer_maps: one a layer
+PASSES = 3  # copies of a chunk of probabilities alive at once
+
+
+def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str]) -> int:
+    """An estimate of what `attention.capture` allocates beyond the model, in bytes.
+
+    Activations of the forward pass (a handful of hidden states and the widest layer's), the padding mask, the recorded
+    queries and keys, the maps that are kept, and the working maps of one trace.
+    """
+    from faithlab.attention import CHUNK_BYTES
+
+    config = model.config.get_text_config()
+    width, size = max(lengths), torch.finfo(model.dtype).bits // 8
+    columns = width * len(lengths)
+    query_heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or query_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // query_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    forward = columns * size * (6 * config.hidden_size + 3 * inner) + len(lengths) * width**2
+    recorded = columns * size * layers * (query_heads + key_heads) * head_dim
+    kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
+    maps = sum(n * n for n in lengths) * FLOAT * kept
+    # WAAD and FAI of one trace are made from its two group maps and some arrays of the same size
+    working = width**2 * FLOAT * (8 if "profiles" in want else 2) + PASSES * CHUNK_BYTES
+    return int(forward + recorded + maps + working)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check_fits(model, lengths: Sequence[int], layers: int, want: Sequence[str], *, quiet: bool) -> int:
+    """Print the estimate unless `quiet`; return it. Raises `FaithlabError`, with the remedy, if it cannot fit."""
+    needed, free = capture_bytes(model, lengths, layers, want), available_bytes(model.device)
+    if not quiet:
+        print(
+            f"capture: {len(lengths)} traces of up to {max(lengths)} tokens, {layers} layers, "
+            f"about {needed / 2**30:.2f} GB of {free / 2**30:.1f} GB free"
+        )
+    if needed > free:
+        raise FaithlabError(
+            f"capture needs about {needed / 2**30:.1f} GB and {free / 2**30:.1f} GB are free: capture fewer traces at "
+            "once (pass the first result as groups= to the next), want profiles instead of maps, or read fewer layers"
+        )
+    return needed

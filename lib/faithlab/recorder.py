@@ -1,0 +1,142 @@
+"""Queries and keys of a forward pass, recorded on the way through whatever attention backend a model has.
+
+While a model runs inside `record`, its attention is dispatched to a function that notes the arguments it is called with
+and hands them on to the backend's own function. Nothing else about the model changes, and the backend's name is put
+back afterwards, also after an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from faithlab.errors import FaithlabError
+from faithlab.heads import entropy as token_entropy
+from faithlab.traces import Batch
+
+NAME = "faithlab_recorder"
+LOGIT_BYTES = 2**27  # of logits at a time, for entropies
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer's attention was computed from. `window`: how many last positions a query sees (None: all)."""
+
+    query: Float[Tensor, "batch head column dim"]
+    key: Float[Tensor, "batch group column dim"]
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+    def probabilities(self, q, k, first: int) -> Float[Tensor, "head row key"]:
+        """Attention of the query rows `first` and following to the keys 0 to the last of these rows, in float32."""
+        scores = (q @ k.transpose(-1, -2)).mul_(self.scaling)
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        rows = torch.arange(first, first + q.shape[1], device=q.device)[:, None]
+        keys = torch.arange(k.shape[1], device=q.device)[None]
+        hidden = keys > rows
+        if self.window is not None:
+            hidden |= rows - keys >= self.window
+        return scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One forward pass over a padded batch: records by layer, the column each row starts at, entropies by column."""
+
+    layers: dict[int, LayerRecord]
+    starts: Tensor
+    entropy: Float[Tensor, "batch column"] | None
+
+
+class _Tape:
+    """The records of the pass in progress, and the function that makes them."""
+
+    def __init__(self, layers: Sequence[int], backend: str):
+        self.wanted, self.backend, self.records = set(layers), backend, {}
+
+    def __call__(self, module, query, key, value, attention_mask, scaling=None, **options):
+        index = getattr(module, "layer_idx", None)
+        if index in self.wanted:
+            if options.get("s_aux") is not None:
+                raise FaithlabError("this model's attention has sinks beside the tokens, which capture cannot read")
+            window = options.get("sliding_window") or getattr(module, "sliding_window", None)
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self.records[index] = LayerRecord(query.detach(), key.detach(), scale, options.get("softcap"), window)
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.backend, eager)
+        return function(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+
+_running: list[_Tape] = []  # the innermost pass is the last
+
+
+def _dispatch(module, *args, **options):
+    return _running[-1](module, *args, **options)
+
+
+AttentionInterface.register(NAME, _dispatch)
+
+
+@contextmanager
+def _recording(model, tape: _Tape) -> Iterator[None]:
+    config = model.config.get_text_config()
+    modes = [(module, module.training) for module in model.modules()]
+    masks = AttentionMaskInterface()
+    _running.append(tape)
+    AttentionMaskInterface.register(NAME, masks[tape.backend])
+    config._attn_implementation = NAME
+    model.eval()
+    try:
+        yield
+    finally:
+        config._attn_implementation = tape.backend
+        _running.pop()
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False) -> Recorded:
+    """Run the model once over a batch and keep queries and keys of `layers`, and token entropies if asked for.
+
+    Logits are never made for all tokens at once: entropies are computed from the last hidden states, some at a time.
+    """
+    tape = _Tape(layers, model.config.get_text_config()._attn_implementation or "eager")
+    with _recording(model, tape):
+        hidden = model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+    missing = [i for i in layers if i not in tape.records]
+    if missing:
+        raise FaithlabError(f"layers {missing} have no attention that passes transformers' interface; read others")
+    return Recorded(tape.records, batch.starts, _entropies(model, hidden) if entropy else None)
+
+
+@torch.no_grad()
+def _entropies(model, hidden: Float[Tensor, "batch column dim"]) -> Float[Tensor, "batch column"]:
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    size = max(1, LOGIT_BYTES // (4 * config.vocab_size))
+    parts = []
+    for first in range(0, len(flat), size):
+        logits = head(flat[first : first + size]).float()
+        if scale is not None:
+            logits = logits * scale
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        parts.append(token_entropy(logits))
+    return torch.cat(parts).reshape(hidden.shape[:-1])
