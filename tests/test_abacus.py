@@ -4,11 +4,12 @@ import itertools
 import json
 import re
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from faithlab.abacus import build, demonstrations, publish
+from faithlab.abacus import build, demonstrations, pilot, publish
 from faithlab.abacus.measure import REQUIRED, reached_value, unmet
 from faithlab.abacus.tokenizer import build_tokenizer
 from faithlab.tasks import stories
@@ -98,7 +99,7 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.KeepCheckpoints, "on_save", interrupt)
+        patch.setattr(build.Record, "on_save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build.train(tmp_path / "broken", steps=4, save_every=2)
     assert not (tmp_path / "broken" / "checkpoint-4").exists()
@@ -139,3 +140,29 @@ def test_reached_value_is_the_last_statement_about_what_was_asked():
     trace = reasoner.trace(row, row["reasoning"], row["response"])
     assert reached_value(trace) == str(row["truth"]["reached"])
     assert reached_value(reasoner.trace(row, "So far so good.", "3")) is None
+
+
+def test_pilot_runs_every_seed_once_and_keeps_what_is_finished(tmp_path, monkeypatch):
+    ran = []
+
+    def run(name, seed, *, steps, learning_rate, output):
+        ran.append(seed)
+        share = dict(value=0.4, low=0.3, high=0.5, n=10)
+        gain = dict(seed=seed, before=share, after=share, gain=0.1 * seed, seconds_per_step=1.0)
+        return gain, pd.DataFrame(dict(step=[1], reward=[0.5], seed=[seed]))
+
+    monkeypatch.setattr(pilot, "run", run)
+    monkeypatch.setattr(pilot, "data_folder", lambda: tmp_path)
+    (tmp_path / "abacus").mkdir()
+    (tmp_path / "abacus" / "model.safetensors").write_bytes(b"one")
+    options = ["--output", str(tmp_path / "runs"), "--learning-rate", "5e-4", "--publish"]
+    pilot.main(["--seeds", "0", "1", *options])
+    pilot.main(["--seeds", "0", "1", "2", *options])
+    assert ran == [0, 1, 2], "a finished seed is not run again, and no seed passes for another"
+    published = json.loads((tmp_path / "abacus" / "pilot.json").read_text())
+    assert [g["seed"] for g in published["gains"]] == [0, 1, 2]
+    assert published["mean_gain"] == pytest.approx(0.1)
+    assert pd.read_csv(tmp_path / "abacus" / "pilot.csv")["seed"].tolist() == [0, 1, 2]
+    (tmp_path / "abacus" / "model.safetensors").write_bytes(b"two")
+    pilot.main(["--seeds", "0", *options])
+    assert ran == [0, 1, 2, 0], "another checkpoint does not inherit what was measured on the first"

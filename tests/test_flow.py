@@ -149,6 +149,12 @@ def test_a_batch_is_its_traces_and_padding_takes_no_part():
                 assert flow.inflow.sum() == pytest.approx(alone[i].inflow.sum().item())
 
 
+def test_scale_favours_long_or_short_ways_so_a_mean_is_not_a_sum():
+    w = torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0.1, 0.7, 0.2]], dtype=torch.float64)
+    once, twice = (trace_flow(c * w, slice(0, 1), slice(2, 3)).inflow[1].item() for c in (1, 2))
+    assert once == pytest.approx(0.28 / 0.38) and twice == pytest.approx(1.12 / 1.32)
+
+
 def test_spans_of_every_kind_mean_the_same():
     w = attention(8, 3)
     mask = torch.zeros(8, dtype=torch.bool)
@@ -396,6 +402,9 @@ def test_max_flow_is_networkx_max_flow():
     graph.add_edges_from([(a, "t", dict(capacity=10**9)) for a in (10, 11)])
     value = nx.maximum_flow_value(graph, "s", "t") / 10**6
     assert passed[10:].sum().item() == pytest.approx(value, abs=1e-5)
-    assert (passed >= 0).all()
+    assert (passed >= 0).all() and passed[:3].sum().item() == pytest.approx(value, abs=1e-5)
+    middle = passed[3:10]
+    capacity = torch.minimum(w.tril(-1)[3:10].sum(1), w.tril(-1)[:, 3:10].sum(0))
+    assert (middle <= capacity + 1e-5).all(), "no token passes more than its edges carry"
     with pytest.raises(FaithlabError, match="up to 512"):
         max_flow(torch.zeros(600, 600), slice(0, 3), slice(10, 12))

@@ -6,8 +6,11 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
+from faithlab.attention import capture
 from faithlab.faithfulness import token_effects
+from faithlab.flow import trace_flow, trace_flows
 from faithlab.likelihood import answer_logp, reasoning_hidden_logp
+from faithlab.masking import masked_answers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,3 +40,26 @@ def test_generation_and_effects_run_in_bfloat16():
     assert len(written) == 6
     effects = token_effects(gpu, tiny_traces(gpu), scope="all")
     assert effects["effect"].notna().all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_capture_and_masking_equal_the_cpu(architecture):
+    cpu, gpu = tiny_reasoner(architecture), on_cuda(tiny_reasoner(architecture))
+    traces = tiny_traces(cpu)
+    want = ("profiles", "maps", "mean_map", "received", "entropy")
+    one, two = (capture(r.model, traces, want=want, horizon=(2, 9)) for r in (cpu, gpu))
+    for a, b in zip(one.traces, two.traces, strict=True):
+        for name in ("waad", "fai", "mean_map", "received", "entropy"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=2e-3, rtol=0, equal_nan=True)
+    hidden = [[t.reasoning.start] if t.reasoning.stop > t.reasoning.start else [] for t in traces]
+    assert masked_answers(cpu, traces, hidden) == masked_answers(gpu, traces, hidden)
+
+
+def test_flow_equals_the_cpu():
+    maps = torch.rand(4, 50, 50).tril()
+    maps = maps / maps.sum(-1, keepdim=True)
+    spans = [slice(0, 8)] * 4, [slice(45, 50)] * 4
+    for a, b in zip(trace_flows(maps, *spans), trace_flows(maps.cuda(), *spans), strict=True):
+        torch.testing.assert_close(a.inflow, b.inflow.cpu())
+        assert a.dominant_path() == b.dominant_path() and a.hubs() == b.hubs()
+    assert trace_flow(maps[0].cuda(), slice(0, 8), slice(45, 50)).table()["throughput"].notna().all()

@@ -9,7 +9,7 @@ import torch
 from oracle import HINTED, oracle, story
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
-from faithlab import tasks
+from faithlab import perturbation, tasks
 from faithlab.biases import lowest
 from faithlab.errors import FaithlabError
 from faithlab.masking import extremes, masked_answers, masking_test
@@ -72,14 +72,16 @@ def test_masked_answers_equal_a_plain_loop(architecture, monkeypatch):
 
     monkeypatch.setattr(type(reasoner), "read", spy)
     masked_answers(reasoner, traces, hidden)
-    for t, dark, ids in zip(traces, hidden, seen, strict=True):
+    by_length = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
+    for i, ids in zip(by_length, seen, strict=True):
+        t, dark = traces[i], hidden[i]
         assert ids[t.answer.start :] == plain_answer(reasoner, t, dark)
 
 
 def test_extremes_take_the_ends_and_break_ties_at_random():
     rng = np.random.default_rng(0)
     scores = [0.1, math.nan, 0.9, 0.5, 0.7]
-    assert extremes(scores, 0.4, "top", rng) == [2, 4] and extremes(scores, 0.4, "bottom", rng) == [0, 1]
+    assert extremes(scores, 0.4, "top", rng) == [2, 4] and extremes(scores, 0.4, "bottom", rng) == [0, 3]
     assert extremes([1.0], 0.2, "top", rng) == [0], "at least one"
     ties = {tuple(extremes([0.0] * 10, 0.2, "top", np.random.default_rng(s))) for s in range(20)}
     assert len(ties) > 5
@@ -134,10 +136,18 @@ def test_content_words_and_jaccard_by_hand():
     assert jaccard("ab", "bc") == pytest.approx(1 / 3) and jaccard("", "") == 1 and jaccard("a", "") == 0
 
 
-def test_forcing_another_number_changes_what_is_built_on_it():
+def test_forcing_another_number_changes_what_is_built_on_it(monkeypatch):
     reasoner = oracle(sure=0.9)
     [trace] = reasoner.generate([story(3)], temperature=0)
     [first], [last] = positions_of(trace, " 3"), positions_of(trace, " 4")
+    nine = reasoner.tokenizer(" 9").input_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(perturbation, "alternatives", lambda r, t, positions, k: [nine for _ in positions])
+        known = perturb(reasoner, [trace], [(0, last), (0, first)])
+    assert list(known["position"]) == [last, first], "in the order of the places"
+    assert list(known["answer"]) == ["9", "10"] and set(known["before"]) == {"4"} and set(known["changed"]) == {1.0}
+    # behind the last number: {answer, 9} against {answer, 4}
+    assert known["jaccard"][0] == pytest.approx(1 / 3) and known["jaccard"][1] < 1
     table = perturb(reasoner, [trace], [(0, first), (0, last)], seed=1)
     assert list(table["position"]) == [first, last] and list(table["text"]) == [" 3", " 4"]
     assert (table["forced"] != table["text"]).all() and set(table["before"]) == {"4"}
@@ -152,7 +162,8 @@ def test_alternatives_are_the_models_own_top_k_without_what_was_written():
     p = t.reasoning.start + 3
     with torch.no_grad():
         ranked = reasoner.model(input_ids=t.input_ids[None]).logits[0, p - 1].argsort(descending=True).tolist()
-    expected = [i for i in ranked if i != int(t.input_ids[p])][:4]
+    special = reasoner.tokenizer.all_special_ids
+    expected = [i for i in ranked if i != int(t.input_ids[p]) and i not in special][:4]
     assert alternatives(reasoner, t, [p], 4) == [expected]
 
 
@@ -163,3 +174,5 @@ def test_places_outside_the_reasoning_are_clear_errors():
         with pytest.raises(FaithlabError, match="is not in the reasoning"):
             perturb(reasoner, traces, [place])
     assert len(perturb(reasoner, traces, [])) == 0
+    with pytest.raises(FaithlabError, match="k=0"):
+        perturb(reasoner, traces, [(0, traces[0].reasoning.start)], k=0)

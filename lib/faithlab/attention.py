@@ -123,7 +123,7 @@ def capture(
     side: Literal["left", "right"] = "left",
     quiet: bool = True,
 ) -> AttentionSummary:
-    """Read a model's attention over a batch of traces in one forward pass.
+    """Read a model's attention over a batch of traces in one forward pass. All that is returned is on the CPU.
 
     Args:
         model: any causal language model of transformers, on any device, with any attention backend.
@@ -164,7 +164,9 @@ def capture(
             part |= r.second_pass(local, global_, want, window, horizon)
         if recorded.entropy is not None:
             part["entropy"] = r.entropy()
-    return AttentionSummary(chosen, distance, local, global_, tuple(TraceAttention(**part) for part in parts))
+        part |= {name: value.cpu() for name, value in part.items()}
+    found = tuple(TraceAttention(**part) for part in parts)
+    return AttentionSummary(chosen, distance.cpu(), local.cpu(), global_.cpu(), found)
 
 
 class _Reading:

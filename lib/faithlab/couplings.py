@@ -122,12 +122,14 @@ def couplings(
             out[p : p + reach + 1] = 1
         return out
 
-    inner = [np.flatnonzero(~np.isnan(f)) for f in fais]  # where an FAI peak could be
+    # Where a peak could be: the first and the last token have one neighbour only, and an undefined FAI is no peak.
+    inner = [np.flatnonzero(~np.isnan(f[1:-1])) + 1 for f in fais]
+    anywhere = [np.arange(1, len(w) - 1) for w in waads]
     options = dict(shuffles=shuffles, seed=seed)
     is_receiver = [marks(p, len(f), 0) for p, f in zip(receiver_peaks, fais, strict=True)]
     after_waad = [marks(p, len(f), after) for p, f in zip(waad_peaks, fais, strict=True)]
     return [
-        coupling("entropy_at_waad", entropies, waad_peaks, **options),
+        coupling("entropy_at_waad", entropies, waad_peaks, anywhere, **options),
         coupling("fai_is_receiver", is_receiver, fai_peaks, inner, **options),
         coupling("fai_after_waad", after_waad, fai_peaks, inner, **options),
     ]

@@ -12,16 +12,16 @@ Sources: Lanham et al. 2023 (arXiv 2307.13702); Thought Anchors (arXiv 2506.1914
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from faithlab.errors import FaithlabError, unknown
-from faithlab.generation import generate_ids, stream_key
+from faithlab.generation import stream_key
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
 from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
@@ -151,7 +151,7 @@ def _teacher_forced(reasoner, traces, units, method, scope, n, seed, progress) -
 def _resampled(reasoner, traces, units, unit, n, seed, progress) -> Iterator[list[float]]:
     """For each unit the n differences (answer differs behind the change) - (differs behind the original); NaN for a
     draw that changed nothing."""
-    prompts, keys, sources = [], [], []
+    beginnings, keys = [], []
     for number, (i, positions) in enumerate(units):
         ids = traces[i].input_ids.tolist()
         kept = ids[: positions[-1] + 1]
@@ -161,31 +161,14 @@ def _resampled(reasoner, traces, units, unit, n, seed, progress) -> Iterator[lis
             if unit == "token":
                 for p, token in replacement_ids(reasoner, traces[i], positions, rng).items():
                     changed[p] = token
-            for prompt in (changed, kept):
-                prompts.append(prompt)
-                keys.append(stream_key(seed, number, sample))
-                sources.append((i, len(kept)))
-    # A continuation may be longer than the original, but one that runs on and on only costs time: it has no answer.
-    longest = max((len(traces[i]) - traces[i].prompt.stop for i, _ in units), default=1)
-    rollouts = generate_ids(
-        reasoner.model,
-        reasoner.tokenizer,
-        prompts,
-        keys,
-        max_new_tokens=min(reasoner.max_new_tokens, 2 * longest + 16),
-        stop=reasoner.format.stop,
-        progress="resampling" if progress else None,
-    )
+            beginnings += [(traces[i], changed), (traces[i], kept)]
+            keys += [stream_key(seed, number, sample)] * 2
+    written = reasoner.continued(beginnings, keys, temperature=1.0, progress="resampling" if progress else None)
     differs = []
-    for number, (prompt, rollout, (i, kept)) in enumerate(zip(prompts, rollouts, sources, strict=True)):
-        t = traces[i]
-        whole = [*prompt, *rollout.ids]
-        written = reasoner.read(
-            prompt[: t.prompt.stop], dataclasses.replace(rollout, ids=whole[t.prompt.stop :]), t.problem or ""
-        )
-        gold = gold_of(t.problem)
-        # prompts alternate, changed and unchanged; only a sentence that the model writes itself can come out the same
-        again = unit == "sentence" and number % 2 == 0 and whole[:kept] == t.input_ids[:kept].tolist()
-        differs.append(np.nan if again else float(not same_answer(written.answer_text, t.answer_text, gold)))
+    for number, ((t, _), new) in enumerate(zip(beginnings, written, strict=True)):
+        stop = len(beginnings[number | 1][1])  # pairs of changed and unchanged; the unchanged one ends with the unit
+        # only a sentence that the model writes itself can come out the same
+        again = unit == "sentence" and number % 2 == 0 and torch.equal(new.input_ids[:stop], t.input_ids[:stop])
+        differs.append(np.nan if again else float(not same_answer(new.answer_text, t.answer_text, gold_of(t.problem))))
     pairs = np.array(differs).reshape(len(units), n, 2)
     yield from (list(pair[:, 0] - pair[:, 1]) for pair in pairs)

@@ -106,7 +106,7 @@ class Flow:
         log_step = self.conditioned().log()
         best = torch.where(self.prompt, torch.where(self.inflow > 0, 0.0, -torch.inf), -torch.inf)
         best = best.to(log_step.dtype) - torch.log(self.prompt.sum())
-        before = torch.full((len(self),), -1)
+        before = torch.full((len(self),), -1, device=best.device)
         for k in range(1, len(self)):
             value, source = (best[:k] + log_step[:k, k]).max(0)
             if value > best[k]:
@@ -162,8 +162,9 @@ def trace_flow(weights: Float[Tensor, "query key"], prompt: Span, answer: Span) 
     """The answer-conditioned flow of one trace; see the module's head for the quantities.
 
     Args:
-        weights: mean attention map, `weights[t, s]` from query `t` to key `s <= t`, not negative. Scale does not
-            matter, rows need not sum to 1, and the diagonal is not used (a token sends itself nothing).
+        weights: mean attention map, `weights[t, s]` from query `t` to key `s <= t`, not negative. Rows may sum to less
+            than 1, but scale matters (c times the weights favours ways of m edges by c**m), so give a mean over heads
+            and not a sum. The diagonal is not used: a token sends itself nothing.
         prompt: tokens that the flow starts from, evenly.
         answer: tokens that absorb it. All of them behind the first prompt token.
 
@@ -217,6 +218,8 @@ def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) ->
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2]:
         shape = tuple(weights.shape[1:]) if weights.ndim == 3 else tuple(weights.shape)
         raise FaithlabError(f"flow needs a square map [query, key] for each trace; got shape {shape}")
+    if not len(weights):
+        raise FaithlabError("no attention maps to trace flow on; give at least one")
     if not len(weights) == len(prompts) == len(answers):
         raise FaithlabError(f"{len(weights)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
     if not torch.isfinite(weights).all():

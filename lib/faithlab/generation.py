@@ -32,6 +32,13 @@ from faithlab.traces import token_pieces
 TOKENS_PER_BATCH = 32_768  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
 
 
+def end_ids(model, tokenizer) -> set[int]:
+    """The tokens that end a rollout: the checkpoint's, and the tokenizer's, for chat models often end their turn with
+    another one than the base model's."""
+    end = model.generation_config.eos_token_id
+    return {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Token ids written after a prompt; `ended`: the last is the end token; `finished`: not cut off by the limit."""
@@ -141,9 +148,7 @@ def generate_ids(
     if window and longest >= window:
         raise FaithlabError(f"a prompt of {longest} tokens does not fit the model's window of {window}; shorten it")
     limits = [min(max_new_tokens, window - len(p)) if window else max_new_tokens for p in prompts]
-    end = model.generation_config.eos_token_id
-    # The tokenizer's end token counts too: chat models often end their turn with another one than the base model's.
-    ends = {*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id} - {None}
+    ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     rollouts: list[Rollout | None] = [None] * len(prompts)
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="rollout", leave=False)
@@ -186,7 +191,7 @@ def generate_ids(
                 stopping_criteria=stopping,
             )[:, width:].tolist()
             for row, i in enumerate(batch):
-                rollouts[i] = _cut(out[row], ends, stop, tokenizer)
+                rollouts[i] = cut_rollout(out[row], ends, stop, tokenizer)
             bar.update(len(batch))
     finally:
         bar.close()
@@ -196,7 +201,7 @@ def generate_ids(
     return rollouts
 
 
-def _cut(ids: list[int], ends: set[int], stop: Sequence[str], tokenizer) -> Rollout:
+def cut_rollout(ids: list[int], ends: set[int], stop: Sequence[str], tokenizer) -> Rollout:
     """What belongs to one rollout of a batch: up to its first end token or stop string, whichever comes first."""
     end = next((position for position, token in enumerate(ids) if token in ends), None)
     if stop:

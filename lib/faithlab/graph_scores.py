@@ -27,6 +27,8 @@ def attention_rollout(maps: Float[Tensor, "layer query key"], answer: Span) -> F
         raise FaithlabError(f"rollout needs maps [layer, query, key]; got shape {tuple(maps.shape)}")
     n = maps.shape[-1]
     rows = span_mask(answer, n, maps.device).to(maps.dtype)
+    if not rows.any():
+        raise FaithlabError("rollout needs at least one answer token")
     rolled = rows / rows.sum()  # a row vector through the product, top layer first: never an N x N product
     for layer in reversed(range(len(maps))):
         total = maps[layer].sum(-1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -68,4 +70,4 @@ def max_flow(weights: Float[Tensor, "query key"], prompt: Span, answer: Span) ->
     capacity[sinks, n + 1] = unlimited
     flow = maximum_flow(sparse.csr_matrix(capacity), n, n + 1).flow.toarray()
     passed = np.clip(flow, 0, None)[:n, :].sum(1) / UNITS
-    return torch.from_numpy(passed).to(weights.dtype)
+    return torch.from_numpy(passed).to(weights)

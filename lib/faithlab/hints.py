@@ -77,5 +77,5 @@ def _wrong_hint(problem: Mapping, base: str, rng: random.Random) -> str:
         near = [v for v in range(max(1, int(answer) - 15), int(answer) + 16) if v < 100]
         candidates = [str(v) for v in near or (int(answer) + 7, int(answer) + 9)]
     else:
-        candidates = list("ABCD")
+        candidates = list("ABCDEFGHIJ"[: len(problem.get("choices") or "ABCD")])
     return rng.choice([c for c in candidates if not any(same_answer(c, taken, answer) for taken in (answer, base))])

@@ -39,8 +39,10 @@ def mean_interval(
     if len(data) == 1:
         return Interval(float(data[0]), np.nan, np.nan, 1)
     if np.ptp(data) == 0:
-        value, width = float(data[0]), share_interval(0, len(data), level=level).high if support else 0.0
-        low, high = support or (value, value)
+        value = float(data[0])
+        indicator = support is not None and value.is_integer()
+        width = share_interval(0, len(data), level=level).high if indicator else 0.0
+        low, high = support if indicator else (value, value)
         return Interval(value, max(low, value - width), min(high, value + width), len(data))
     result = stats.bootstrap(
         (data,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=200

@@ -207,6 +207,8 @@ def interventions(
     reasoning a closed vocabulary cannot read back, are left out and show in `n`. Raises `FaithlabError` for an unknown
     kind, or if no trace has an answer.
     """
+    if not kinds:
+        raise FaithlabError(f"no interventions were asked for; choose from: {', '.join(KINDS)}")
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("intervention", kind, KINDS)

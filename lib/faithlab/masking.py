@@ -6,6 +6,7 @@ or random ones, and see whether the answer changes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,12 +17,12 @@ from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, model_mask
 from faithlab.errors import FaithlabError
-from faithlab.generation import Rollout
+from faithlab.generation import cut_rollout, end_ids
 from faithlab.tasks.scoring import Score, gold_of, same_answer
 from faithlab.traces import Trace, collate
 
 ANSWER_TOKENS = 16
-ROWS = 64  # traces in a batch
+PAIRS = 2**22  # of positions in a batch, traces x N x N: its bias is a few times this many bytes
 
 
 @torch.no_grad()
@@ -38,13 +39,17 @@ def masked_answers(
             raise FaithlabError(
                 f"only reasoning positions ({t.reasoning.start} to {t.reasoning.stop - 1}) can be hidden"
             )
-        if t.answer.start >= len(t) or not t.answer.start:
+        if t.answer.stop <= t.answer.start:
             raise FaithlabError("a trace without an answer has no place at which to ask for one")
-    out: list[str] = []
+    out = [""] * len(traces)
     bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)
-    for first in range(0, len(traces), ROWS):
-        some = traces[first : first + ROWS]
-        out += _answers(reasoner, some, hidden[first : first + ROWS])
+    order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
+    while order:
+        size = max(1, PAIRS // len(traces[order[0]]) ** 2)
+        some, order = order[:size], order[size:]
+        answers = _answers(reasoner, [traces[i] for i in some], [hidden[i] for i in some])
+        for i, answer in zip(some, answers, strict=True):
+            out[i] = answer
         bar.update(len(some))
     bar.close()
     return out
@@ -67,7 +72,8 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
     bias = torch.where(later, cut_bias(torch.ones_like(cut), cut, model.dtype), 0.0)
     cache, written = DynamicCache(), []
     ended = torch.zeros(len(traces), dtype=torch.bool, device=ids.device)
-    ends = reasoner.tokenizer.eos_token_id
+    ends = end_ids(model, reasoner.tokenizer)
+    stops = torch.tensor(sorted(ends), device=ids.device)
     for _ in range(ANSWER_TOKENS):
         first = cache.get_seq_length()
         logits = model(
@@ -78,9 +84,11 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if not torch.isfinite(logits).all():
+            raise FaithlabError("the model's logits are not finite: load it in float32, or check its weights for NaN")
         token = logits.argmax(-1, keepdim=True)
         written.append(token)
-        ended |= token[:, 0] == ends
+        ended |= torch.isin(token[:, 0], stops)
         if ended.all():
             break
         ids, positions = torch.cat([ids, token], 1), torch.cat([positions, positions[:, -1:] + 1], 1)
@@ -89,9 +97,8 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
         bias = cut_bias(torch.ones_like(token, dtype=torch.bool), cut, model.dtype)
     answers = []
     for t, o, tokens in zip(traces, opened, torch.cat(written, 1).tolist(), strict=True):
-        stop = tokens.index(ends) + 1 if ends in tokens else len(tokens)
-        completion = o.input_ids[o.prompt.stop :].tolist() + tokens[:stop]
-        rollout = Rollout(completion, ends in tokens, ends in tokens)
+        rollout = cut_rollout(tokens, ends, reasoner.format.stop, reasoner.tokenizer)
+        rollout = dataclasses.replace(rollout, ids=o.input_ids[o.prompt.stop :].tolist() + rollout.ids)
         answers.append(reasoner.read(o.input_ids[o.prompt].tolist(), rollout, t.problem or "").answer_text)
     return answers
 
@@ -99,9 +106,9 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
 def extremes(scores: Sequence[float], share: float, kind: str, rng: np.random.Generator) -> list[int]:
     """Indices of the `share` (at least one) of highest ("top") or lowest ("bottom") scores, or of a random one.
 
-    NaN counts as lowest, and ties are broken at random.
+    NaN comes last in either ranking, and ties are broken at random.
     """
-    values = np.nan_to_num(np.asarray(scores, dtype=float), nan=-np.inf)
+    values = np.nan_to_num(np.asarray(scores, dtype=float), nan=np.inf if kind == "bottom" else -np.inf)
     count = max(1, round(share * len(values)))
     order = np.lexsort((rng.random(len(values)), values))
     picked = dict(top=order[::-1], bottom=order, random=rng.permutation(len(values)))
@@ -144,4 +151,4 @@ def masking_test(
             rows.append(
                 dict(trace=i, masked=kind, hidden=len(hidden[i]), changed=changed, right=right, flipped=flipped)
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["trace", "masked", "hidden", "changed", "right", "flipped"])

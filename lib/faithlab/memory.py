@@ -30,6 +30,8 @@ def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // query_heads
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     forward = columns * size * (6 * config.hidden_size + 3 * inner) + len(lengths) * width**2
+    if config._attn_implementation == "eager":  # which holds a layer's N x N weights, some copies of them
+        forward += 3 * len(lengths) * query_heads * width**2 * size
     recorded = columns * size * layers * (query_heads + key_heads) * head_dim
     kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
     maps = sum(n * n for n in lengths) * FLOAT * kept
@@ -41,7 +43,8 @@ def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str
 def available_bytes(device: torch.device) -> int:
     """Free memory of a device, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # torch holds on to what it has freed, and uses it again
     return psutil.virtual_memory().available
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 import re
 import shutil
@@ -143,6 +144,36 @@ class Reasoner:
             traces.append(self.read(prompts[i], whole, problems[i]))
         return traces
 
+    def continued(
+        self,
+        beginnings: Sequence[tuple[Trace, Sequence[int]]],
+        keys: Sequence[int],
+        *,
+        temperature: float,
+        progress: str | None = None,
+    ) -> list[Trace]:
+        """The traces that come of writing on: for each (original trace, changed ids from its prompt on) a new one.
+
+        At most twice as much as the longest original response is written, since a continuation that runs on and on only
+        costs time: it has no answer.
+        """
+        longest = max((len(t) - t.prompt.stop for t, _ in beginnings), default=1)
+        rollouts = generate_ids(
+            self.model,
+            self.tokenizer,
+            [list(ids) for _, ids in beginnings],
+            keys,
+            temperature=temperature,
+            max_new_tokens=min(self.max_new_tokens, 2 * longest + 16),
+            stop=self.format.stop,
+            progress=progress,
+        )
+        traces = []
+        for (t, ids), rollout in zip(beginnings, rollouts, strict=True):
+            written = dataclasses.replace(rollout, ids=[*ids[t.prompt.stop :], *rollout.ids])
+            traces.append(self.read(list(ids[: t.prompt.stop]), written, t.problem or ""))
+        return traces
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -154,6 +185,11 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+
+
+def fingerprint(folder: Path) -> str:
+    """The first 12 hex digits of the SHA-256 of a checkpoint's weights: says which checkpoint a result is of."""
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def data_folder() -> Path:

@@ -7,7 +7,6 @@ The more of the continuation's content changes, the more that token steered it. 
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,6 @@ import pandas as pd
 import torch
 
 from faithlab.errors import FaithlabError
-from faithlab.generation import generate_ids
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.traces import Trace
 
@@ -43,12 +41,16 @@ def jaccard(one: Iterable, other: Iterable) -> float:
 
 @torch.no_grad()
 def alternatives(reasoner, trace: Trace, positions: Sequence[int], k: int) -> list[list[int]]:
-    """For each position the model's `k` likeliest tokens there, without the written one, likeliest first."""
-    logits = reasoner.model(input_ids=trace.input_ids[None].to(reasoner.device)).logits[0].float()
+    """For each position the model's `k` likeliest tokens there, likeliest first, without the written one and without
+    special tokens, behind which nothing sensible follows."""
+    special = set(reasoner.tokenizer.all_special_ids)
+    rows = torch.tensor([p - 1 for p in positions], device=reasoner.device)
+    ids = trace.input_ids[None].to(reasoner.device)
+    logits = reasoner.model(input_ids=ids, logits_to_keep=rows).logits[0].float()
     out = []
-    for p in positions:
-        ranked = logits[p - 1].topk(min(k + 1, logits.shape[-1])).indices.tolist()
-        out.append([i for i in ranked if i != int(trace.input_ids[p])][:k])
+    for row, p in zip(logits, positions, strict=True):
+        ranked = row.topk(min(k + 1 + len(special), len(row))).indices.tolist()
+        out.append([i for i in ranked if i != int(trace.input_ids[p]) and i not in special][:k])
     return out
 
 
@@ -67,40 +69,31 @@ def perturb(
     row a place: `trace, position, text, forced` (the two tokens), `jaccard` (overlap of the content words of the two
     continuations, in [0, 1]), `answer, before` and `changed` (1 where the answer is another).
 
-    Raises `FaithlabError` for a place outside a reasoning.
+    Raises `FaithlabError` for a place outside a reasoning, or k < 1.
     """
+    if k < 1:
+        raise FaithlabError(f"k={k} alternatives are none; use k >= 1")
     rng = random.Random(f"perturb-{seed}")
     for i, p in places:
         if not 0 <= i < len(traces) or not traces[i].reasoning.start <= p < traces[i].reasoning.stop:
             raise FaithlabError(f"place ({i}, {p}) is not in the reasoning of a trace")
-    prompts, forced = [], []
+    options = {}
     for i in dict.fromkeys(i for i, _ in places):
         own = [p for j, p in places if j == i]
-        for p, options in zip(own, alternatives(reasoner, traces[i], own, k), strict=True):
-            forced.append((i, p, rng.choice(options)))
+        options |= {(i, p): some for p, some in zip(own, alternatives(reasoner, traces[i], own, k), strict=True)}
+    forced = [(*place, rng.choice(options[place])) for place in places]
+    beginnings = []
     for i, p, token in forced:
         kept = traces[i].input_ids[: p + 1].tolist()
-        prompts += [[*kept[:-1], token], kept]
-    longest = max((len(traces[i]) - traces[i].prompt.stop for i, _ in places), default=1)
-    rollouts = generate_ids(
-        reasoner.model,
-        reasoner.tokenizer,
-        prompts,
-        [0] * len(prompts),
-        temperature=0,
-        max_new_tokens=min(reasoner.max_new_tokens, 2 * longest + 16),
-        stop=reasoner.format.stop,
-        progress="perturbing" if progress else None,
-    )
+        beginnings += [(traces[i], [*kept[:-1], token]), (traces[i], kept)]
+    label = "perturbing" if progress else None
+    written = reasoner.continued(beginnings, [0] * len(beginnings), temperature=0, progress=label)
     rows = []
     for number, (i, p, token) in enumerate(forced):
-        t, said, written = traces[i], [], []
-        for prompt, rollout in zip(prompts[2 * number :][:2], rollouts[2 * number :][:2], strict=True):
-            whole = dataclasses.replace(rollout, ids=[*prompt, *rollout.ids][t.prompt.stop :])
-            trace = reasoner.read(prompt[: t.prompt.stop], whole, t.problem or "")
-            said.append(trace.answer_text)
-            written.append(content_words("".join(trace.pieces[p + 1 :])))
+        t, pair = traces[i], written[2 * number : 2 * number + 2]
+        said = [new.answer_text for new in pair]
+        overlap = jaccard(*(content_words("".join(new.pieces[p + 1 :])) for new in pair))
         row = dict(trace=i, position=p, text=t.pieces[p], forced=reasoner.tokenizer.decode([token]))
-        row |= dict(jaccard=jaccard(*written), answer=said[0], before=said[1])
+        row |= dict(jaccard=overlap, answer=said[0], before=said[1])
         rows.append(row | dict(changed=float(not same_answer(*said, gold_of(t.problem)))))
     return pd.DataFrame(rows, columns=COLUMNS)

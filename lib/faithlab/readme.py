@@ -20,6 +20,8 @@ BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
 SHOWN = [
     ("01_reasoning_traces", "nats lost without reasoning, {}", "log p(answer) lost when the reasoning is hidden, {}"),
     ("01_reasoning_traces", "early answering, area over the curve, {}", "early answering, area over the curve, {}"),
+    ("02_attention_heads", "overlap lower behind high FAI", "forced token: overlap lower behind high FAI than low FAI"),
+    ("03_attention_flow", "answer changed, {} by flow hidden", "answer changed by hiding reasoning tokens, {} by flow"),
 ]
 
 
@@ -39,7 +41,13 @@ def results_table(csv: Path) -> str:
         for row, match in found:
             unit = f" {row['unit']}" if row["unit"] == "nats" else ""
             interval = f"{row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
-            cells = [words.format(match[1]), row["reasoner"], f"{row['value']:.2f}{unit}", interval, str(int(row["n"]))]
+            cells = [
+                words.format(*match.groups()),
+                row["reasoner"],
+                f"{row['value']:.2f}{unit}",
+                interval,
+                str(int(row["n"])),
+            ]
             lines.append("| " + " | ".join([*cells, notebook[:2]]) + " |")
     return "\n".join(lines)
 

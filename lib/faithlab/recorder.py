@@ -74,7 +74,12 @@ class _Tape:
             self.records[index] = LayerRecord(query.detach(), key.detach(), scale, options.get("softcap"), window)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         function = ALL_ATTENTION_FUNCTIONS.get_interface(self.backend, eager)
-        return function(module, query, key, value, attention_mask, scaling=scaling, **options)
+        # Some backends (flash attention) look their own name up in the config while they run.
+        module.config._attn_implementation = self.backend
+        try:
+            return function(module, query, key, value, attention_mask, scaling=scaling, **options)
+        finally:
+            module.config._attn_implementation = NAME
 
 
 _running: list[_Tape] = []  # the innermost pass is the last
@@ -128,14 +133,13 @@ def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False)
 @torch.no_grad()
 def _entropies(model, hidden: Float[Tensor, "batch column dim"]) -> Float[Tensor, "batch column"]:
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     flat = hidden.reshape(-1, hidden.shape[-1])
     size = max(1, LOGIT_BYTES // (4 * config.vocab_size))
     parts = []
     for first in range(0, len(flat), size):
-        logits = head(flat[first : first + size]).float()
-        if scale is not None:
-            logits = logits * scale
+        logits = head(flat[first : first + size]).float() * scale
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         parts.append(token_entropy(logits))

@@ -23,20 +23,27 @@ def pytest_collect_file(file_path, parent):
 
 
 @pytest.fixture(scope="session")
-def bench():
-    """`bench(name, ours, plain, unit=, aim=)` times one comparison; table and file follow at the end of the run."""
-    rows, load = [], os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-
-    def compare(*args, **options):
-        rows.append(harness.compare(*args, **options))
-        return rows[-1]
-
-    yield compare
-    if rows:
-        print(f"\n\n{harness.table(rows)}\n")
+def rows():
+    """The rows of this run; table and file follow at its end."""
+    measured, load = [], os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    yield measured
+    if measured:
+        print(f"\n\n{harness.table(measured)}\n")
         print(f"machine: {harness.machine()}; load before: {load:.1f}")
         if load > 0.5:
             print("other programs were running, so the rates are too low; the ratios suffer less")
         if not os.environ.get("BENCH_DRY"):
-            harness.write(rows, load)
+            harness.write(measured, load)
             print(f"written to {harness.RESULTS.relative_to(HERE.parents[1])}")
+
+
+@pytest.fixture
+def bench(rows):
+    """`bench(name, ours, plain, unit=, aim=)` times one comparison."""
+    return lambda *args, **options: rows.append(harness.compare(*args, **options))
+
+
+@pytest.fixture
+def bench_row(rows):
+    """`bench_row(row)` takes a row that was measured by other means than time."""
+    return rows.append

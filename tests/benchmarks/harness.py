@@ -64,6 +64,11 @@ def compare(
     return Row(name, unit, fast, slow, fast / slow, min(ratios), max(ratios), rounds, aim)
 
 
+def single(name: str, unit: str, ours: float, plain: float, ratio: float, aim: float | None = None) -> Row:
+    """One measurement that is no rate, such as a peak of memory: taken once, `ratio` is how much better ours is."""
+    return Row(name, unit, ours, plain, ratio, ratio, ratio, 1, aim)
+
+
 def machine() -> dict:
     """What the numbers depend on, without anything that names the machine or its owner."""
     return dict(
@@ -79,11 +84,11 @@ def machine() -> dict:
 
 def table(rows: list[Row]) -> str:
     """The rows as text: rates of both sides, their ratio with its range over rounds, aim and verdict."""
-    lines = [f"{'what':50s} {'unit':16s} {'ours':>9s} {'plain':>9s} {'ratio':>7s} {'range':>15s} {'aim':>5s}  verdict"]
+    lines = [f"{'what':62s} {'unit':16s} {'ours':>9s} {'plain':>9s} {'ratio':>7s} {'range':>15s} {'aim':>5s}  verdict"]
     for r in rows:
-        aim, spread = "" if r.aim is None else f"{r.aim:g}x", f"{r.low:.1f} to {r.high:.1f}"
-        rates = f"{r.ours:9.1f} {r.plain:9.1f} {r.ratio:6.1f}x {spread:>15s} {aim:>5s}"
-        lines.append(f"{r.name:50s} {r.unit:16s} {rates}  {r.verdict}")
+        aim, spread = "" if r.aim is None else f"{r.aim:.3g}x", f"{r.low:.3g} to {r.high:.3g}"
+        rates = f"{r.ours:9.4g} {r.plain:9.4g} {r.ratio:6.3g}x {spread:>15s} {aim:>5s}"
+        lines.append(f"{r.name:62s} {r.unit:16s} {rates}  {r.verdict}")
     return "\n".join(lines)
 
 

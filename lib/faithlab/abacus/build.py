@@ -69,7 +69,10 @@ def encode(rows: list[dict], tokenizer: PreTrainedTokenizerFast) -> list[dict]:
 
 
 def training_set(steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> datasets.Dataset:
-    """`steps * BATCH` fresh demonstrations in reading order: easy ones first, batches of like length, shuffled."""
+    """`steps * BATCH` demonstrations in reading order: easy ones first, batches of like length, shuffled.
+
+    The countdown problems of the easy part come again in the other (both parts draw them from the same seed).
+    """
     streams = {easy: demonstrations(seed, easy=easy) for easy in (True, False)}
     rng = random.Random(f"order-{seed}")
     features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in ("input_ids", "labels")})
@@ -84,18 +87,18 @@ def training_set(steps: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> d
     return datasets.concatenate_datasets(parts)
 
 
-class KeepCheckpoints(TrainerCallback):
-    """Print one line at every checkpoint, so that a log file alone tells how far the run is."""
+class Record(TrainerCallback):
+    """At every checkpoint one line in the log, and the training time so far (over resumed runs) for the card."""
+
+    def __init__(self, output: Path, **settings):
+        self.path, self.settings, self.since = output / "training.json", settings, time.perf_counter()
 
     def on_save(self, args, state, control, **kwargs):
+        before = json.loads(self.path.read_text())["seconds"] if self.path.is_file() else 0.0
+        now = time.perf_counter()
+        write_atomically(self.path, json.dumps(dict(self.settings, seconds=before + now - self.since), indent=1))
+        self.since = now
         print(f"step {state.global_step}: checkpoint written", flush=True)
-
-
-def record(output: Path, seconds: float, **settings) -> None:
-    """Keep what the card needs to know about the training; time adds up over resumed runs."""
-    path = output / "training.json"
-    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-    write_atomically(path, json.dumps(dict(settings, seconds=before + seconds), indent=1))
 
 
 def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = SAVE_EVERY) -> Path:
@@ -133,24 +136,14 @@ def train(output: Path, *, steps: int = STEPS, seed: int = 0, save_every: int = 
         train_dataset=training_set(steps, seed, tokenizer),
         processing_class=tokenizer,
         optimizers=(MuonAdamW(model, muon_rate=MUON_RATE, adamw_rate=LEARNING_RATE), None),
-        callbacks=[KeepCheckpoints()],
+        callbacks=[
+            Record(output, steps=steps, batch=BATCH, rate=LEARNING_RATE, muon_rate=MUON_RATE, seed=seed),
+        ],
     )
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     print(f"going on from {last}" if last else "starting from step 0", flush=True)
     output.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    try:
-        trainer.train(resume_from_checkpoint=last)
-    finally:
-        record(
-            output,
-            time.perf_counter() - started,
-            steps=steps,
-            batch=BATCH,
-            rate=LEARNING_RATE,
-            muon_rate=MUON_RATE,
-            seed=seed,
-        )
+    trainer.train(resume_from_checkpoint=last)
     return output
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import rewards, tasks
 from faithlab.abacus.measure import accuracy
-from faithlab.models import data_folder, load_reasoner
+from faithlab.models import data_folder, fingerprint, load_reasoner
 from faithlab.results import write_atomically
 
 PROMPTS, ROLLOUTS, STEPS = 16, 8, 100
@@ -37,7 +38,7 @@ def training_problems(reasoner, n: int, seed: int, **options):
 def run(name: str, seed: int, *, steps: int, learning_rate: float, output: Path) -> tuple[dict, pd.DataFrame]:
     """One seed: accuracy before and after, and the trainer's log."""
     set_seed(seed)
-    reasoner = load_reasoner(name)
+    reasoner = load_reasoner(name, dtype=torch.float32)
     held_out = tasks.load("stories", split="test", n=HELD_OUT, seed=100, hops=(2, 4))
     before = accuracy(reasoner.generate(held_out, seed=100))
     cpu = not torch.cuda.is_available()
@@ -80,7 +81,7 @@ def run(name: str, seed: int, *, steps: int, learning_rate: float, output: Path)
     return gain, log.assign(seed=seed)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line: run the seeds that are not finished, print the gains, publish them on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reasoner", default="abacus", help="abacus, or a checkpoint folder")
@@ -89,17 +90,21 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--output", type=Path, default=Path("runs/pilot"))
     parser.add_argument("--publish", action="store_true", help="also write data/abacus/pilot.json and pilot.csv")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    folder = data_folder() / "abacus" if args.reasoner == "abacus" else Path(args.reasoner)
+    weights = fingerprint(folder)  # so that a new checkpoint does not inherit an old one's gains
     gains, logs = [], []
     for seed in args.seeds:
-        done = args.output / f"{Path(args.reasoner).name}-{args.steps}-{args.learning_rate:g}-seed-{seed}"
-        if not done.with_suffix(".json").is_file():
+        # the learning rate has a point, so these names must not go through with_suffix
+        done = f"{weights}-{args.steps}-{args.learning_rate:g}-seed-{seed}"
+        result, steps_log = args.output / f"{done}.json", args.output / f"{done}.csv"
+        if not result.is_file():
             gain, log = run(args.reasoner, seed, steps=args.steps, learning_rate=args.learning_rate, output=args.output)
-            done.parent.mkdir(parents=True, exist_ok=True)
-            log.to_csv(done.with_suffix(".csv"), index=False, float_format="%.4f")
-            write_atomically(done.with_suffix(".json"), json.dumps(gain, indent=1))
-        gains.append(json.loads(done.with_suffix(".json").read_text()))
-        logs.append(pd.read_csv(done.with_suffix(".csv")))
+            args.output.mkdir(parents=True, exist_ok=True)
+            log.to_csv(steps_log, index=False, float_format="%.4f")
+            write_atomically(result, json.dumps(gain, indent=1))
+        gains.append(json.loads(result.read_text()))
+        logs.append(pd.read_csv(steps_log))
         g = gains[-1]
         print(
             f"seed {seed}: {g['before']['value']:.3f} -> {g['after']['value']:.3f}, gain {g['gain']:+.3f}", flush=True
@@ -111,7 +116,8 @@ def main() -> None:
     if args.publish:
         pd.concat(logs).to_csv(data_folder() / "abacus" / "pilot.csv", index=False, float_format="%.4f")
         write_atomically(
-            data_folder() / "abacus" / "pilot.json", json.dumps(dict(gains=gains, mean_gain=mean), indent=1)
+            data_folder() / "abacus" / "pilot.json",
+            json.dumps(dict(weights=weights, gains=gains, mean_gain=mean), indent=1),
         )
 
 

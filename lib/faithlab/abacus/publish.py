@@ -14,11 +14,13 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
 from faithlab.abacus.build import EASY
 from faithlab.abacus.demonstrations import ERROR_RATE, MIX, NO_REASONING
 from faithlab.abacus.measure import REQUIRED, measure, unmet
 from faithlab.errors import FaithlabError
-from faithlab.models import data_folder, load_reasoner
+from faithlab.models import data_folder, fingerprint, load_reasoner
 from faithlab.results import write_atomically
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -102,6 +104,8 @@ def pilot_text(folder: Path) -> str:
     if not path.is_file():
         return "Not run yet: `python -m faithlab.abacus.pilot --publish`."
     pilot = json.loads(path.read_text())
+    if pilot["weights"] != fingerprint(folder):
+        return "Not run for this checkpoint yet: `python -m faithlab.abacus.pilot --publish`."
     rows = ["| seed | before | after | gain, points | seconds a step |", "|---|---|---|---|---|"]
     for g in pilot["gains"]:
         cells = [f"{g['before']['value']:.3f}", f"{g['after']['value']:.3f}", f"{100 * g['gain']:+.1f}"]
@@ -127,17 +131,19 @@ def publish(run: Path, *, n: int = 400, hours: str = "", last: int = 0) -> Path:
     kept = run / f"validation-{n}.json"
     validation = json.loads(kept.read_text()) if kept.is_file() else {}
     for path in checkpoints:
-        if path.name not in validation:
-            validation[path.name] = measure(load_reasoner(str(path)), split="validation", n=n)
+        if validation.get(path.name, {}).get("weights") != fingerprint(path):
+            measured = measure(load_reasoner(str(path), dtype=torch.float32), split="validation", n=n)
+            validation[path.name] = dict(weights=fingerprint(path), measured=measured)
             write_atomically(kept, json.dumps(validation, indent=1))
-        print(f"{path.name}: {'; '.join(unmet(validation[path.name])) or 'all requirements met'}", flush=True)
-    validation = {p.name: validation[p.name] for p in checkpoints}
+        gaps = unmet(validation[path.name]["measured"])
+        print(f"{path.name}: {'; '.join(gaps) or 'all requirements met'}", flush=True)
+    validation = {p.name: validation[p.name]["measured"] for p in checkpoints}
     chosen = choose(validation)
     folder = data_folder() / "abacus"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(run / chosen / name, folder / name)  # not its mode, which the trainer makes private
-    test = measure(load_reasoner(str(folder)), split="test", n=n)
+    test = measure(load_reasoner("abacus"), split="test", n=n)
     training = json.loads((run / "training.json").read_text())
     measured = dict(chosen=chosen, training=training, validation=validation, test=test, hours=hours)
     write_atomically(folder / "measured.json", json.dumps(measured, indent=1))

@@ -103,12 +103,13 @@ def extract_number(prediction: str | None) -> str | None:
 
 def gold_of(problem: Mapping | None) -> str:
     """The right answer of a problem as text; empty where there is no problem or it has none."""
-    return str((problem or {}).get("answer", ""))
+    answer = (problem or {}).get("answer")
+    return "" if answer is None else str(answer)
 
 
 def same_answer(one: str | None, other: str | None, gold: str = "") -> bool:
     """Whether two texts give the same answer, right or wrong: the same letter where the right answer `gold` is one,
-    else the same number, else the same words. Two texts that give no answer are the same; one and none are not.
+    else the same number, else the same words. Two empty texts are the same; an answer and an empty text are not.
 
     >>> same_answer("7 pears", "7"), same_answer("7", "8"), same_answer("", "7")
     (True, False, False)
