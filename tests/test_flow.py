@@ -222,7 +222,12 @@ def test_six_tokens_by_hand():
     assert len(flow.backbone(100)) == 6, "edges without flow are no backbone"
     path, share = flow.dominant_path()
     assert path == [1, 2, 4, 5] and share == pytest.approx(0.5 * 0.4 / 0.6, rel=1e-6)
-    assert flow.hubs(1) == [2] and flow.checkpoints(0.5) == [2, 4] and flow.checkpoints(0.6) == [2]
+    assert (
+        flow.hubs(1) == [2]
+        and flow.hubs(5, within=slice(3, 5)) == [4, 3]
+        and flow.checkpoints(0.5) == [2, 4]
+        and flow.checkpoints(0.6) == [2]
+    )
     table = flow.table(list("abcdef"))
     assert table["text"].tolist() == list("abcdef")
     assert table["span"].tolist() == ["prompt", "prompt", "", "", "", "answer"]

@@ -58,8 +58,10 @@ def plain_answer(reasoner, trace, hidden, steps=16):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_masked_answers_equal_a_plain_loop(architecture, monkeypatch):
-    reasoner = tiny_reasoner(architecture)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_masked_answers_equal_a_plain_loop(architecture, shots, monkeypatch):
+    examples = [(r["question"], r["reasoning"], r["response"]) for r in tasks.load("stories", n=2, seed=1)]
+    reasoner = tiny_reasoner(architecture).with_examples(examples[:shots])
     traces = tiny_traces(reasoner)
     rng = np.random.default_rng(0)
     hidden = [[p for p in range(t.reasoning.start, t.reasoning.stop) if rng.random() < 0.4] for t in traces]

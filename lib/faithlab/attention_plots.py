@@ -64,12 +64,18 @@ def tracks(
 
 
 def backbone(
-    flow: Flow, pieces: Sequence[str], *, k: int = 25, hubs: int = 3, span: slice | None = None, ax: Axes | None = None
+    flow: Flow,
+    pieces: Sequence[str],
+    *,
+    k: int = 25,
+    hubs: Sequence[int] = (),
+    span: slice | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """The strongest edges of a flow as arcs over the text; wider is more. Grey: prompt, bold: answer, boxed: hubs."""
     shown = span or slice(0, len(flow))
     count = shown.stop - shown.start
-    ax = plt.subplots(figsize=(max(8, 0.19 * count + 0.6), 4.2), layout="constrained")[1] if ax is None else ax
+    ax = plt.subplots(figsize=(max(8, 0.19 * count + 0.6), 3.4), layout="constrained")[1] if ax is None else ax
     edges = flow.backbone(k)
     most = edges["flow"].max() if len(edges) else 1.0
     for e in edges.itertuples():
@@ -80,14 +86,14 @@ def backbone(
                 Arc((centre, 0), width, width ** 0.75 * 2, theta1=0, theta2=180, color=TRACK_COLOURS["throughput"],
                     linewidth=0.5 + 4 * e.flow / most, alpha=0.75)
             )  # fmt: skip
-    named = set(flow.hubs(hubs))
     for i in range(shown.start, shown.stop):
         style = dict(rotation=90, ha="center", va="top", family="monospace", fontsize=9)
         style |= dict(color="grey" if flow.prompt[i] else "black", weight="bold" if flow.answer[i] else "normal")
-        if i in named:
+        if i in hubs:
             style["bbox"] = dict(boxstyle="round,pad=0.15", facecolor="white", edgecolor=TRACK_COLOURS["throughput"])
         ax.text(i - shown.start, -0.6, label(pieces[i]), **style)
-    high = max([(e.target - e.source) ** 0.75 for e in edges.itertuples()] or [1.0])
-    ax.set(xlim=(-1, count), ylim=(-0.42 * high, high * 1.08))
+    inside = edges[(edges["source"] >= shown.start) & (edges["target"] < shown.stop)]
+    high = max((inside["target"] - inside["source"]).max() ** 0.75 if len(inside) else 1.0, 1.0)
+    ax.set(xlim=(-1, count), ylim=(-0.5 * high, high * 1.05))
     ax.axis("off")
     return ax

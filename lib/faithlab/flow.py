@@ -117,10 +117,16 @@ class Flow:
             path.append(int(before[path[-1]]))
         return path[::-1], float(best[end].exp())
 
-    def hubs(self, k: int = 5) -> list[int]:
-        """The `k` tokens between prompt and answer with the highest throughput, highest first."""
-        ranked = torch.where(self.between(), self.throughput, -1.0)
-        return ranked.topk(min(k, int(self.between().sum()))).indices.tolist()
+    def hubs(self, k: int = 5, within: Span | None = None) -> list[int]:
+        """The `k` tokens between prompt and answer with the highest throughput, highest first.
+
+        `within` narrows the choice, as to the reasoning: the answer marker, form and not thought, carries much flow.
+        """
+        candidates = self.between()
+        if within is not None:
+            candidates &= span_mask(within, len(self), candidates.device)
+        ranked = torch.where(candidates, self.throughput, -1.0)
+        return ranked.topk(min(k, int(candidates.sum()))).indices.tolist()
 
     def checkpoints(self, share: float = 0.5) -> list[int]:
         """Tokens between prompt and answer that at least `share` of the delivered flow passes, in order."""

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, model_mask
 from faithlab.errors import FaithlabError
 from faithlab.generation import cut_rollout, end_ids
+from faithlab.prefill import prefill, shared_prefix
 from faithlab.tasks.scoring import Score, gold_of, same_answer
 from faithlab.traces import Trace, collate
 
@@ -61,7 +61,8 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
         Trace(t.input_ids[: t.answer.start], t.prompt, t.reasoning, slice(t.answer.start, t.answer.start))
         for t in traces
     ]
-    batch = collate(opened, pad_id=reasoner.pad_id, device=reasoner.device)
+    shared = shared_prefix(model, [t.input_ids[t.prompt].tolist() for t in opened])  # such as few-shot examples
+    batch = collate(opened, pad_id=reasoner.pad_id, shared=shared, device=reasoner.device)
     ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     cut = torch.zeros_like(ids, dtype=torch.bool)
     for row, (start, dark) in enumerate(zip(batch.starts.tolist(), hidden, strict=True)):
@@ -69,8 +70,8 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
     # A hidden token still sees itself and what stood before it; those behind it do not see it.
     n = ids.shape[1]
     later = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril(-1)
-    bias = torch.where(later, cut_bias(torch.ones_like(cut), cut, model.dtype), 0.0)
-    cache, written = DynamicCache(), []
+    bias = torch.where(later, cut_bias(torch.ones_like(cut), cut, model.dtype), 0.0)[:, shared:]
+    cache, written = prefill(model, ids, mask, positions, shared, shared), []
     ended = torch.zeros(len(traces), dtype=torch.bool, device=ids.device)
     ends = end_ids(model, reasoner.tokenizer)
     stops = torch.tensor(sorted(ends), device=ids.device)
@@ -125,6 +126,7 @@ def masking_test(
     *,
     share: float = 0.2,
     kinds: Sequence[str] = ("top", "random", "bottom"),
+    before: Sequence[str] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -132,9 +134,10 @@ def masking_test(
 
     One row a trace and kind: `trace, masked, hidden` (how many), `changed` (1 where the answer is another than with
     nothing hidden), `right` (before) and `flipped` (1 where it was right and is not any more; NaN where it was wrong).
-    `score` is the task's scorer.
+    `score` is the task's scorer; `before` the answers with nothing hidden, where they are known from an earlier call.
     """
-    before = masked_answers(reasoner, traces, [[] for _ in traces], progress=progress)
+    if before is None:
+        before = masked_answers(reasoner, traces, [[] for _ in traces], progress=progress)
     rows = []
     for kind in kinds:
         rng = np.random.default_rng([seed, *kind.encode()])

@@ -154,7 +154,7 @@ class Reasoner:
     ) -> list[Trace]:
         """The traces that come of writing on: for each (original trace, changed ids from its prompt on) a new one.
 
-        At most twice as much as the longest original response is written, since a continuation that runs on and on only
+        Little more than the longest original response is written, since a continuation that runs on and on only
         costs time: it has no answer.
         """
         longest = max((len(t) - t.prompt.stop for t, _ in beginnings), default=1)
@@ -164,7 +164,7 @@ class Reasoner:
             [list(ids) for _, ids in beginnings],
             keys,
             temperature=temperature,
-            max_new_tokens=min(self.max_new_tokens, 2 * longest + 16),
+            max_new_tokens=min(self.max_new_tokens, longest + 32),
             stop=self.format.stop,
             progress=progress,
         )

@@ -65,6 +65,8 @@ def kernel_of_this_python(*, online: bool) -> Iterator[None]:
                 # A caller's MPLBACKEND=Agg would leave every figure out of the notebook.
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
                 "IPYTHONDIR": str(Path(folder) / "ipython"),
+                # tqdm's advice to install widgets would stand in every notebook; text bars are what we want.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
             },
         }
         home = Path(folder) / "kernels" / "python3"

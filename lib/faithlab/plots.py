@@ -25,6 +25,8 @@ COLOURS = {
     "chain_sum": _PALETTE[2],
     "stories": _PALETTE[9],
     "gsm8k": _PALETTE[5],
+    "abacus": _PALETTE[0],
+    "smollm2": _PALETTE[2],
 }
 EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
     "effect", [(0.0, _PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, _PALETTE[0])]
@@ -145,6 +147,6 @@ def intervals(
     ax.invert_yaxis()
     ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
     if by:
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sns.despine(ax=ax)
     return ax
