@@ -40,11 +40,11 @@ def results_table(csv: Path) -> str:
             raise FaithlabError(f"{csv} holds no {quantity!r} of {notebook}: run `make notebooks`")
         for row, match in found:
             unit = f" {row['unit']}" if row["unit"] == "nats" else ""
-            interval = f"{row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
+            interval = f"{row['low']:z.2f} to {row['high']:z.2f}" if pd.notna(row["low"]) else ""
             cells = [
                 words.format(*match.groups()),
                 row["reasoner"],
-                f"{row['value']:.2f}{unit}",
+                f"{row['value']:z.2f}{unit}",
                 interval,
                 str(int(row["n"])),
             ]
