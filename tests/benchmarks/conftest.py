@@ -17,7 +17,12 @@ import harness  # noqa: E402
 
 def pytest_collect_file(file_path, parent):
     asked = [Path(str(a).split("::")[0]).resolve() for a in parent.config.args]
-    if file_path.name.startswith("bench_") and any(a == HERE or HERE in a.parents for a in asked):
+    # a file that is named itself is collected by pytest anyway
+    if (
+        file_path not in asked
+        and file_path.name.startswith("bench_")
+        and any(a == HERE or HERE in a.parents for a in asked)
+    ):
         return pytest.Module.from_parent(parent, path=file_path)
     return None
 
