@@ -208,7 +208,9 @@ def trace_flows(
         raise FaithlabError("flow needs at least one prompt token and one answer token")
     if (prompt & answer).any():
         raise FaithlabError("prompt and answer overlap: a token cannot be both source and sink")
-    graph = weights.to(torch.float64).tril(-1).transpose(1, 2).contiguous()  # [source, target]
+    graph = (
+        weights.tril(-1).to(torch.float64).transpose(1, 2)
+    )  # [source, target], a view: copying it costs more than all else
     graph.masked_fill_(answer[:, :, None], 0)
     log_h = _log_reachability(graph, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
