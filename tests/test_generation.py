@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from faithlab import generation, tasks
 from faithlab.errors import FaithlabError
-from faithlab.generation import generate_ids, stream_key
+from faithlab.generation import WORTH_THINNING, generate_ids, stream_key
 from faithlab.models import load_reasoner
 from faithlab.prefill import shared_prefix
 
@@ -154,6 +154,25 @@ def test_sampled_text_depends_on_seed_and_sample_not_on_company(architecture):
     for i in range(len(problems)):
         assert len({tuple(w) for w in runs[0][3 * i : 3 * i + 3]}) == 3, "samples of one problem repeat each other"
     assert all(a != b for a, b in zip(runs[0], written(reasoner.generate(problems, n=3, seed=2)), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_rows_that_have_ended_are_left_out_and_the_others_do_not_notice(architecture, shots):
+    rows = tasks.load("stories", split="train", n=shots, seed=1) if shots else []
+    reasoner = tiny_reasoner(architecture).with_examples([(r["question"], r["reasoning"], r["response"]) for r in rows])
+    reasoner.model.generation_config.eos_token_id = list(range(20, 40))  # many, for rows to end at many lengths
+    prompts = [reasoner.prompt_ids(p) for p in story_rows(24)]
+    keys = [stream_key(3, i, 0) for i in range(24)]
+    options = dict(max_new_tokens=40, stop=["Ben"])
+    alone = generate_ids(reasoner.model, reasoner.tokenizer, prompts, keys, batch_size=1, **options)
+    sizes = []
+    reasoner.model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])),
+                                             with_kwargs=True)  # fmt: skip
+    together = generate_ids(reasoner.model, reasoner.tokenizer, prompts, keys, batch_size=24, **options)
+    assert together == alone
+    assert len({len(r.ids) for r in together}) > 5 and not all(r.ended for r in together)
+    assert sizes[-1] < WORTH_THINNING and len(set(sizes) - {1}) >= 3, f"batch sizes were {sorted(set(sizes))}"
 
 
 def test_sampling_leaves_the_global_random_state_alone():

@@ -119,17 +119,26 @@ def cut_bias(
 
 
 @contextmanager
-def frozen(model):
-    """Within the block no weight collects gradient; training flags and requires_grad come back as they were."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
+def evaluating(model):
+    """Within the block the model is in eval mode; every module's training flag comes back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for p, _ in before:
-        p.requires_grad_(False)
     try:
         yield model
     finally:
-        for p, flag in before:
-            p.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model):
+    """As `evaluating`, and no weight collects gradient; requires_grad comes back as it was."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    with evaluating(model):
+        for p, _ in before:
+            p.requires_grad_(False)
+        try:
+            yield model
+        finally:
+            for p, flag in before:
+                p.requires_grad_(flag)

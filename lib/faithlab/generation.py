@@ -7,7 +7,8 @@ so a rollout is the same alone, in another batch, or after a resumed run. Everyt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.prefill import prefill, repeated, shared_prefix
-from faithlab.traces import token_pieces
+from faithlab.traces import pad_rows, token_pieces
 
-TOKENS_PER_BATCH = 32_768  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
+TOKENS_PER_BATCH = 49_152  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
+WORTH_THINNING = 8  # rows; what a smaller batch saves by leaving ended rows out is less than a fresh start costs
 
 
 def end_ids(model, tokenizer) -> set[int]:
@@ -75,22 +78,35 @@ class GumbelNoise(LogitsProcessor):
         # log_softmax first: the noise is on the scale of log-probabilities, and -inf (filtered tokens) stays -inf
         return torch.log_softmax(scores.double(), -1) + gumbel.to(scores.device)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.generators = [self.generators[row] for row in rows]
 
-class StopAtText(StoppingCriteria):
-    """End a row once one of the strings stands in the text it has written.
 
-    transformers' own `StopStringCriteria` fails on tokenizers with a closed vocabulary, so the text is looked at.
+class Ended(StoppingCriteria):
+    """Which rows have ended, by an end token or by one of the strings in the text they have written.
+
+    A row that has ended costs as much as one that goes on. So the whole batch is stopped once half of it has ended, and
+    `_write` goes on with the others alone. transformers' own `StopStringCriteria` fails on tokenizers with a closed
+    vocabulary, so the text is looked at.
     """
 
-    def __init__(self, tokenizer, strings: Sequence[str], start: int):
+    def __init__(self, tokenizer, ends: set[int], strings: Sequence[str], start: int, rows: int, device):
         self.tokenizer, self.strings, self.start = tokenizer, tuple(strings), start
-        self.tail = max(map(len, strings)) + 8  # a token holds at least one character, or is a special one
+        self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=device)
+        self.rows = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.tail = max(map(len, strings), default=0) + 8  # a token holds at least one character, or is a special one
 
     def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores, **kwargs):
-        recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
-        texts = self.tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)  # as `token_pieces` reads it
-        hits = [any(s in text for s in self.strings) for text in texts]
-        return torch.tensor(hits, device=input_ids.device)
+        self.rows |= torch.isin(input_ids[:, -1], self.ends)
+        if self.strings:
+            recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
+            texts = self.tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)  # as `token_pieces` does
+            hits = [any(s in text for s in self.strings) for text in texts]
+            self.rows |= torch.tensor(hits, device=input_ids.device)
+        if len(self.rows) >= WORTH_THINNING and 2 * int(self.rows.sum()) >= len(self.rows):
+            return torch.ones_like(self.rows)
+        return self.rows.clone()
 
 
 def stream_key(seed: int, prompt: int, sample: int) -> int:
@@ -150,55 +166,73 @@ def generate_ids(
     limits = [min(max_new_tokens, window - len(p)) if window else max_new_tokens for p in prompts]
     ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    warpers = []
+    if temperature > 0:
+        warpers += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
+        warpers += [TopKLogitsWarper(top_k)] if top_k else []
+        warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     rollouts: list[Rollout | None] = [None] * len(prompts)
-    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="rollout", leave=False)
-    modes = [(module, module.training) for module in model.modules()]
-    # A checkpoint's own settings (beams, penalties, forbidden tokens) must not leak in.
-    own_settings = model.generation_config
-    model.eval()
-    model.generation_config = GenerationConfig()
     # Few-shot examples stand before every prompt of a call: their keys and values are computed once.
-    shared = shared_prefix(model, prompts)
-    try:
-        prefix = None
+    shared, prefix = shared_prefix(model, prompts), None
+    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit="rollout", leave=False)
+    with bar, evaluating(model), _no_settings_of_its_own(model):
         if shared:
             ids = torch.tensor([prompts[0][:shared]], device=model.device)
             prefix = prefill(model, ids, torch.ones_like(ids), torch.arange(shared, device=model.device)[None], shared)
         for batch in _plan([len(p) for p in prompts], limits, batch_size):
-            width = max(len(prompts[i]) for i in batch)
-            ids = torch.full((len(batch), width), pad, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                for part, column in ((prompts[i][:shared], 0), (prompts[i][shared:], width - len(prompts[i]) + shared)):
-                    ids[row, column : column + len(part)] = torch.tensor(part)
-                    mask[row, column : column + len(part)] = 1
-            processors = [RefuseNaN()]
-            if temperature > 0:
-                processors += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
-                processors += [TopKLogitsWarper(top_k)] if top_k else []
-                processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-                processors.append(GumbelNoise([keys[i] for i in batch]))
-            stopping = StoppingCriteriaList([StopAtText(tokenizer, stop, width)] if stop else [])
-            out = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),  # positions are counted from it, padding in the middle left out
-                past_key_values=repeated(prefix, len(batch)) if shared else None,
-                do_sample=False,
-                max_new_tokens=limits[batch[0]],
-                pad_token_id=pad,
-                eos_token_id=sorted(ends) or None,
-                logits_processor=LogitsProcessorList(processors),
-                stopping_criteria=stopping,
-            )[:, width:].tolist()
-            for row, i in enumerate(batch):
-                rollouts[i] = cut_rollout(out[row], ends, stop, tokenizer)
+            ids, mask, _ = pad_rows([prompts[i] for i in batch], pad_id=pad, shared=shared)
+            noise = GumbelNoise([keys[i] for i in batch]) if temperature > 0 else None
+            cache = repeated(prefix, len(batch)) if shared else None
+            where = dict(ids=ids.to(model.device), mask=mask.to(model.device), cache=cache)
+            settings = dict(pad=pad, ends=ends, stop=stop, limit=limits[batch[0]])
+            rows = _write(model, tokenizer, **where, warpers=warpers, noise=noise, **settings)
+            for i, row in zip(batch, rows, strict=True):
+                rollouts[i] = cut_rollout(row, ends, stop, tokenizer)
             bar.update(len(batch))
-    finally:
-        bar.close()
-        model.generation_config = own_settings
-        for module, mode in modes:
-            module.training = mode
     return rollouts
+
+
+def _write(model, tokenizer, *, ids, mask, cache, warpers, noise, pad, ends, stop, limit) -> list[list[int]]:
+    """What is written after each row of a padded batch, with padding behind its end. See `Ended` for the rounds."""
+    width, live = ids.shape[1], list(range(len(ids)))
+    written: list[list[int]] = [[] for _ in live]
+    while live:
+        ended = Ended(tokenizer, ends, stop, width, len(live), ids.device)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,  # positions are counted from it, padding in the middle left out
+            past_key_values=cache,
+            do_sample=False,
+            max_new_tokens=width + limit - ids.shape[1],
+            pad_token_id=pad,
+            eos_token_id=sorted(ends) or None,
+            logits_processor=LogitsProcessorList([RefuseNaN(), *warpers, *([noise] if noise else [])]),
+            stopping_criteria=StoppingCriteriaList([ended]),
+            return_dict_in_generate=True,
+        )
+        ids, cache = out.sequences, out.past_key_values
+        for row, number in enumerate(live):
+            written[number] = ids[row, width:].tolist()
+        going = (~ended.rows).nonzero().flatten()
+        if ids.shape[1] == width + limit or not len(going):
+            return written
+        live = [live[row] for row in going.tolist()]
+        ids, mask = ids[going], torch.nn.functional.pad(mask[going], (0, ids.shape[1] - mask.shape[1]), value=1)
+        cache.batch_select_indices(going)
+        if noise:
+            noise.keep(going.tolist())
+    return written
+
+
+@contextmanager
+def _no_settings_of_its_own(model) -> Iterator[None]:
+    """A checkpoint's own settings (beams, penalties, forbidden tokens) must not leak in."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def cut_rollout(ids: list[int], ends: set[int], stop: Sequence[str], tokenizer) -> Rollout:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.heads import entropy as token_entropy
 from faithlab.traces import Batch
@@ -95,19 +96,16 @@ AttentionInterface.register(NAME, _dispatch)
 @contextmanager
 def _recording(model, tape: _Tape) -> Iterator[None]:
     config = model.config.get_text_config()
-    modes = [(module, module.training) for module in model.modules()]
     masks = AttentionMaskInterface()
     _running.append(tape)
     AttentionMaskInterface.register(NAME, masks[tape.backend])
     config._attn_implementation = NAME
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         config._attn_implementation = tape.backend
         _running.pop()
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -250,6 +250,25 @@ class Batch:
         return inside & self.attention_mask.bool()
 
 
+def pad_rows(
+    rows: Sequence[Sequence[int] | Int[Tensor, " tokens"]],
+    *,
+    pad_id: int,
+    side: Literal["left", "right"] = "left",
+    shared: int = 0,
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
+    """Ids, attention mask and starts of a padded batch; what `starts` and `shared` mean is said in `Batch`."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    starts = torch.tensor([width - len(row) if side == "left" else 0 for row in rows])
+    for number, (row, start) in enumerate(zip(rows, starts.tolist(), strict=True)):
+        for part, column in ((row[:shared], 0), (row[shared:], start + shared)):
+            ids[number, column : column + len(part)] = torch.as_tensor(part)
+            mask[number, column : column + len(part)] = 1
+    return ids, mask, starts
+
+
 def collate(
     traces: Iterable[Trace], *, pad_id: int, side: Literal["left", "right"] = "left", shared: int = 0, device=None
 ) -> Batch:
@@ -267,13 +286,5 @@ def collate(
         raise FaithlabError("a trace without tokens cannot be run; drop it first")
     if side not in ("left", "right"):
         raise FaithlabError(f"padding side {side!r} is not known; use 'left' or 'right'")
-    width = max(len(t) for t in traces)
-    ids = torch.full((len(traces), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    starts = torch.tensor([width - len(t) if side == "left" else 0 for t in traces])
-    for row, (trace, start) in enumerate(zip(traces, starts.tolist(), strict=True)):
-        for part, column in ((slice(0, shared), 0), (slice(shared, len(trace)), start + shared)):
-            content = trace.input_ids[part]
-            ids[row, column : column + len(content)] = content
-            mask[row, column : column + len(content)] = 1
+    ids, mask, starts = pad_rows([t.input_ids for t in traces], pad_id=pad_id, side=side, shared=shared)
     return Batch(ids.to(device), mask.to(device), starts.to(device), traces, shared)
