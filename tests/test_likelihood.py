@@ -4,34 +4,19 @@ import math
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
+from oracle import unanswered
+from tiny import ARCHITECTURES, hand_made_masks, tiny_reasoner, tiny_traces
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import Variant, answer_logp, reasoning_hidden_logp, variant_logp
 from faithlab.prefill import shared_prefix
-from faithlab.traces import Trace
 
 
 def naive_logp(model, ids, answer, blind=()):
     """One trace, no padding, no cache: log p of the answer; `blind` are (query row, key column) pairs that are cut."""
     n = len(ids)
-    window = getattr(model.config, "sliding_window", None)
-    types = getattr(model.config, "layer_types", None)
-
-    def mask(width):
-        allowed = torch.ones(n, n).tril().bool()
-        if width:
-            allowed &= ~torch.ones(n, n).tril(-width).bool()
-        for row, column in blind:
-            allowed[row, column] = False
-        low = torch.finfo(torch.float32).min
-        return torch.where(allowed, 0.0, low)[None, None]
-
-    if types and "sliding_attention" in types:
-        masks = {"full_attention": mask(None), "sliding_attention": mask(window)}
-    else:
-        masks = mask(window)
+    masks = hand_made_masks(model, n, blind)
     with torch.no_grad():
         logits = model(input_ids=ids[None], attention_mask=masks, position_ids=torch.arange(n)[None]).logits[0]
     rows = torch.arange(answer.start - 1, answer.stop - 1)
@@ -131,8 +116,7 @@ def test_empty_reasoning_loses_nothing_and_no_answer_is_nan():
         reasoning_hidden_logp(reasoner, traces)[3].item(), abs=1e-5
     )
     t = traces[0]
-    unanswered = Trace(t.input_ids, t.prompt, t.reasoning, slice(len(t), len(t)), t.pieces, finished=False)
-    values = answer_logp(reasoner, [unanswered, t])
+    values = answer_logp(reasoner, [unanswered(t), t])
     assert math.isnan(values[0]) and not math.isnan(values[1])
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from oracle import HINTED, oracle, story
-from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
+from tiny import ARCHITECTURES, hand_made_masks, tiny_reasoner, tiny_traces
 
 from faithlab import perturbation, tasks
-from faithlab.biases import lowest
 from faithlab.errors import FaithlabError
 from faithlab.masking import extremes, masked_answers, masking_test
 from faithlab.perturbation import alternatives, content_words, jaccard, perturb
@@ -33,21 +32,8 @@ def test_hiding_the_number_that_is_read_changes_the_answer_and_hiding_another_do
 def plain_answer(reasoner, trace, hidden, steps=16):
     """One trace, no batch, no cache: every step is a whole forward pass under a hand-made mask."""
     ids = trace.input_ids[: trace.answer.start]
-    window = getattr(reasoner.model.config, "sliding_window", None)
-    types = getattr(reasoner.model.config, "layer_types", None)
     for _ in range(steps):
-        n = len(ids)
-
-        def mask(width, n=n):
-            allowed = torch.ones(n, n).tril().bool()
-            if width:
-                allowed &= ~torch.ones(n, n).tril(-width).bool()
-            for p in hidden:
-                allowed[p + 1 :, p] = False
-            return torch.where(allowed, 0.0, lowest(torch.float32))[None, None]
-
-        mixed = types and "sliding_attention" in types and "full_attention" in types
-        masks = {"full_attention": mask(None), "sliding_attention": mask(window)} if mixed else mask(window)
+        masks = hand_made_masks(reasoner.model, len(ids), [(r, p) for p in hidden for r in range(p + 1, len(ids))])
         with torch.no_grad():
             logits = reasoner.model(input_ids=ids[None], attention_mask=masks).logits[0, -1]
         token = logits.argmax()

@@ -77,3 +77,22 @@ def tiny_traces(reasoner: Reasoner):
         reasoner.trace(short, "", "3"),
         reasoner.trace("Make 26 from 3, 5 and 7.", "3 * 7 = 21. 21 + 5 = 26. Yes.", "(3 * 7) + 5"),
     ]
+
+
+def hand_made_masks(model, n: int, blind=()):
+    """Float masks of `n` rows by plain rule, one a kind of layer: causal, with a window where the model has one, and
+    without the (query row, key column) pairs of `blind`."""
+    window = getattr(model.config, "sliding_window", None)
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+
+    def mask(width):
+        allowed = torch.ones(n, n).tril().bool()
+        if width:
+            allowed &= ~torch.ones(n, n).tril(-width).bool()
+        for row, column in blind:
+            allowed[row, column] = False
+        return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[None, None]
+
+    if "sliding_attention" in kinds:
+        return {"full_attention": mask(None), "sliding_attention": mask(window)}
+    return mask(window)

@@ -148,7 +148,7 @@ def capture(
         if t.response.stop <= t.response.start:
             raise FaithlabError(f"trace {i} has no response: nothing was written, so there is nothing to read")
     batch = collate(traces, pad_id=pad_id, side=side, device=model.device)
-    check_fits(model, [len(t) for t in traces], len(chosen), want, quiet=quiet)
+    check_fits(model, [len(t) for t in traces], len(chosen), want, CHUNK_BYTES, quiet=quiet)
     recorded = record(model, batch, chosen, entropy="entropy" in want)
     readings = [_Reading(recorded, row, t, chosen) for row, t in enumerate(batch.traces)]
     parts = [r.first_pass(want) for r in readings]
@@ -250,7 +250,6 @@ class _Reading:
 
     def entropy(self) -> Float[Tensor, " response"]:
         """Of the rows that produced the response's tokens: one before each."""
-        start = self.columns.start
-        rows = [start + p - 1 for p in range(self.response.start, self.response.stop)]
-        values = self.recorded.entropy[self.row]
-        return torch.stack([values[r] if r >= start else values.new_tensor(math.nan) for r in rows])
+        values = self.recorded.entropy[self.row, self.columns]
+        before = torch.cat([values.new_full((1,), math.nan), values])  # nothing stands before the first token
+        return before[self.response]

@@ -15,11 +15,11 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.patches import Arc
 
 from faithlab.flow import Flow
+from faithlab.plots import PALETTE, axes_or_new
 
-_PALETTE = sns.color_palette("colorblind")
 # One meaning, one colour, in every figure about attention.
-TRACK_COLOURS = {"WAAD": _PALETTE[0], "FAI": _PALETTE[1], "entropy": _PALETTE[7], "throughput": _PALETTE[2]}
-MAP_COLOURS = LinearSegmentedColormap.from_list("attention", [(1, 1, 1), _PALETTE[0], (0.0, 0.1, 0.25)])
+TRACK_COLOURS = {"WAAD": PALETTE[0], "FAI": PALETTE[1], "entropy": PALETTE[7], "throughput": PALETTE[2]}
+MAP_COLOURS = LinearSegmentedColormap.from_list("attention", [(1, 1, 1), PALETTE[0], (0.0, 0.1, 0.25)])
 
 
 def label(piece: str) -> str:
@@ -29,7 +29,7 @@ def label(piece: str) -> str:
 
 def attention_map(probs, *, title: str = "", ax: Axes | None = None) -> Axes:
     """A map [query, key] as an image: darker is more attention (square-root scale, so that weak stripes show)."""
-    ax = plt.subplots(figsize=(4.5, 4.2), layout="constrained")[1] if ax is None else ax
+    ax = axes_or_new(ax, (4.5, 4.2))
     values = np.asarray(probs, dtype=float)
     shown = np.where(np.tri(*values.shape, dtype=bool), values, np.nan)
     ax.imshow(shown, cmap=MAP_COLOURS, norm=PowerNorm(0.5, 0, np.nanmax(shown)), interpolation="nearest")
@@ -49,7 +49,7 @@ def tracks(
         layout="constrained", squeeze=False,
     )  # fmt: skip
     for ax, (name, values) in zip(axes[:, 0], profiles.items(), strict=True):
-        colour = TRACK_COLOURS.get(name, _PALETTE[4])
+        colour = TRACK_COLOURS.get(name, PALETTE[4])
         ax.fill_between(range(count), np.nan_to_num(values), step="mid", color=colour, alpha=0.35, linewidth=0)
         ax.step(range(count), values, where="mid", color=colour, linewidth=1.2)
         peaks = list((marks or {}).get(name, []))
@@ -72,27 +72,30 @@ def backbone(
     span: slice | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The strongest edges of a flow as arcs over the text; wider is more. Grey: prompt, bold: answer, boxed: hubs."""
+    """The strongest edges of a flow as arcs over the text; wider is more. Grey: prompt, bold: answer, boxed: hubs.
+
+    Arcs that come in over the left edge start in front of `span`, as in a prompt that is not shown.
+    """
     shown = span or slice(0, len(flow))
     count = shown.stop - shown.start
-    ax = plt.subplots(figsize=(max(8, 0.19 * count + 0.6), 3.4), layout="constrained")[1] if ax is None else ax
+    ax = axes_or_new(ax, (max(8, 0.19 * count + 0.6), 3.4))
     edges = flow.backbone(k)
     most = edges["flow"].max() if len(edges) else 1.0
+    edges = edges[(edges["target"] >= shown.start) & (edges["target"] < shown.stop)]
     for e in edges.itertuples():
-        if shown.start <= e.source and e.target < shown.stop:
-            width = e.target - e.source
-            centre = (e.source + e.target) / 2 - shown.start
-            ax.add_patch(
-                Arc((centre, 0), width, width ** 0.75 * 2, theta1=0, theta2=180, color=TRACK_COLOURS["throughput"],
-                    linewidth=0.5 + 4 * e.flow / most, alpha=0.75)
-            )  # fmt: skip
+        width = e.target - e.source
+        centre = (e.source + e.target) / 2 - shown.start
+        ax.add_patch(
+            Arc((centre, 0), width, width ** 0.75 * 2, theta1=0, theta2=180, color=TRACK_COLOURS["throughput"],
+                linewidth=0.5 + 4 * e.flow / most, alpha=0.75)
+        )  # fmt: skip
     for i in range(shown.start, shown.stop):
         style = dict(rotation=90, ha="center", va="top", family="monospace", fontsize=9)
         style |= dict(color="grey" if flow.prompt[i] else "black", weight="bold" if flow.answer[i] else "normal")
         if i in hubs:
             style["bbox"] = dict(boxstyle="round,pad=0.15", facecolor="white", edgecolor=TRACK_COLOURS["throughput"])
         ax.text(i - shown.start, -0.6, label(pieces[i]), **style)
-    inside = edges[(edges["source"] >= shown.start) & (edges["target"] < shown.stop)]
+    inside = edges[edges["source"] >= shown.start]
     high = max((inside["target"] - inside["source"]).max() ** 0.75 if len(inside) else 1.0, 1.0)
     ax.set(xlim=(-1, count), ylim=(-0.5 * high, high * 1.05))
     ax.axis("off")

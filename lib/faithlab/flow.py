@@ -197,10 +197,6 @@ def trace_flows(
     error here: its flow says so (`reachable` is False) and is 0.
     """
     _check(weights, prompts, answers)
-    if (
-        weights.device.type == "cpu" and len(weights) > 1
-    ):  # where one after the other stays in the caches, and is quicker
-        return [trace_flows(w[None], [p], [a])[0] for w, p, a in zip(weights, prompts, answers, strict=True)]
     n = weights.shape[-1]
     prompt = torch.stack([span_mask(s, n, weights.device) for s in prompts])
     answer = torch.stack([span_mask(s, n, weights.device) for s in answers])
@@ -208,9 +204,17 @@ def trace_flows(
         raise FaithlabError("flow needs at least one prompt token and one answer token")
     if (prompt & answer).any():
         raise FaithlabError("prompt and answer overlap: a token cannot be both source and sink")
-    graph = (
-        weights.tril(-1).to(torch.float64).transpose(1, 2)
-    )  # [source, target], a view: copying it costs more than all else
+    # On a CPU one after the other stays in the caches, and is quicker.
+    size = 1 if weights.device.type == "cpu" else len(weights)
+    parts = zip(weights.split(size), prompt.split(size), answer.split(size), strict=True)
+    return [flow for part in parts for flow in _flows(*part)]
+
+
+def _flows(
+    weights: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
+) -> list[Flow]:
+    # [source, target], a view: a copy of the transposed maps would cost more than all the rest
+    graph = weights.tril(-1).to(torch.float64).transpose(1, 2)
     graph.masked_fill_(answer[:, :, None], 0)
     log_h = _log_reachability(graph, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from faithlab.errors import FaithlabError, unknown
-from faithlab.tasks.scoring import gold_of, same_answer
+from faithlab.tasks.scoring import LETTERS, gold_of, same_answer
 from faithlab.tasks.story_text import HINTS
 
 COLUMNS = ["trace", "intervention", "setting", "answer", "before", "effect", "hinted", "admits"]
@@ -55,7 +55,7 @@ def check_hintable(problems: Sequence[Mapping]) -> None:
     """Raise `FaithlabError` for a problem to which no wrong hint can be made up, before anything is computed."""
     for problem in problems:
         answer = gold_of(problem)
-        if not re.fullmatch(r"-?\d+|[A-J]", answer):
+        if not re.fullmatch(rf"-?\d+|[{LETTERS}]", answer):
             raise FaithlabError(
                 f"cannot make up a wrong hint for the answer {answer!r}; it must be a whole number or a letter. "
                 "Leave 'hint' out of `kinds` for such a task"
@@ -77,5 +77,5 @@ def _wrong_hint(problem: Mapping, base: str, rng: random.Random) -> str:
         near = [v for v in range(max(1, int(answer) - 15), int(answer) + 16) if v < 100]
         candidates = [str(v) for v in near or (int(answer) + 7, int(answer) + 9)]
     else:
-        candidates = list("ABCDEFGHIJ"[: len(problem.get("choices") or "ABCD")])
+        candidates = list(LETTERS[: len(problem.get("choices") or "ABCD")])
     return rng.choice([c for c in candidates if not any(same_answer(c, taken, answer) for taken in (answer, base))])

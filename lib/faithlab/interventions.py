@@ -64,18 +64,17 @@ def early_answering(
     full = answers_after(reasoner, [t.problem for t in traces], [t.reasoning_text for t in traces], progress)
     cut = [k for k, row in enumerate(rows) if not row["whole"]]  # the whole reasoning's answer is `full`, and known
     problems, cut_texts = [traces[rows[k]["trace"]].problem for k in cut], [texts[k] for k in cut]
-    said = dict(zip(cut, answers_after(reasoner, problems, cut_texts, progress), strict=True))
+    before = [full[row["trace"]] for row in rows]
+    answers, cut_before = list(before), [before[k] for k in cut]
+    for k, answer in zip(cut, answers_after(reasoner, problems, cut_texts, progress), strict=True):
+        answers[k] = answer
     of_full = given_logp(reasoner, [t.problem for t in traces], [t.reasoning_text for t in traces], full, progress)
-    of_cut = dict(
-        zip(
-            cut, given_logp(reasoner, problems, cut_texts, [full[rows[k]["trace"]] for k in cut], progress), strict=True
-        )
-    )
+    of_full = of_full[[row["trace"] for row in rows]]
+    shown = of_full.copy()  # log p of the full reasoning's answer behind what was shown of it
+    shown[cut] = given_logp(reasoner, problems, cut_texts, cut_before, progress)
     for k, row in enumerate(rows):
-        i = row["trace"]
-        answer = said.get(k, full[i])
-        effect = float(not same_answer(answer, full[i], gold_of(traces[i].problem)))
-        row |= dict(answer=answer, before=full[i], effect=effect, nats=of_full[i] - of_cut.get(k, of_full[i]))
+        effect = float(not same_answer(answers[k], before[k], gold_of(traces[row["trace"]].problem)))
+        row |= dict(answer=answers[k], before=before[k], effect=effect, nats=of_full[k] - shown[k])
     return pd.DataFrame(rows, columns=["trace", "intervention", "setting", "fraction", *COLUMNS[3:], "nats"])
 
 

@@ -14,14 +14,12 @@ MAPS = {"maps": 2, "mean_map": 1}  # N x N maps kept of each trace; layer_maps: 
 PASSES = 3  # copies of a chunk of probabilities alive at once
 
 
-def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str]) -> int:
+def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str], chunk: int) -> int:
     """An estimate of what `attention.capture` allocates beyond the model, in bytes.
 
     Activations of the forward pass (a handful of hidden states and the widest layer's), the padding mask, the recorded
     queries and keys, the maps that are kept, and the working maps of one trace.
     """
-    from faithlab.attention import CHUNK_BYTES
-
     config = model.config.get_text_config()
     width, size = max(lengths), torch.finfo(model.dtype).bits // 8
     columns = width * len(lengths)
@@ -36,7 +34,7 @@ def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str
     kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
     maps = sum(n * n for n in lengths) * FLOAT * kept
     # WAAD and FAI of one trace are made from its two group maps and some arrays of the same size
-    working = width**2 * FLOAT * (8 if "profiles" in want else 2) + PASSES * CHUNK_BYTES
+    working = width**2 * FLOAT * (8 if "profiles" in want else 2) + PASSES * chunk
     return int(forward + recorded + maps + working)
 
 
@@ -48,9 +46,9 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def check_fits(model, lengths: Sequence[int], layers: int, want: Sequence[str], *, quiet: bool) -> int:
+def check_fits(model, lengths: Sequence[int], layers: int, want: Sequence[str], chunk: int, *, quiet: bool) -> int:
     """Print the estimate unless `quiet`; return it. Raises `FaithlabError`, with the remedy, if it cannot fit."""
-    needed, free = capture_bytes(model, lengths, layers, want), available_bytes(model.device)
+    needed, free = capture_bytes(model, lengths, layers, want, chunk), available_bytes(model.device)
     if not quiet:
         print(
             f"capture: {len(lengths)} traces of up to {max(lengths)} tokens, {layers} layers, "

@@ -17,23 +17,24 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, TwoSlopeNorm
 
 from faithlab.traces import Trace
 
-_PALETTE = sns.color_palette("colorblind")
+PALETTE = sns.color_palette("colorblind")
 COLOURS = {
-    "no hint": _PALETTE[0],
-    "weak hint": _PALETTE[1],
-    "strong hint": _PALETTE[4],
-    "chain_sum": _PALETTE[2],
-    "stories": _PALETTE[9],
-    "gsm8k": _PALETTE[5],
-    "abacus": _PALETTE[0],
-    "smollm2": _PALETTE[2],
+    "no hint": PALETTE[0],
+    "weak hint": PALETTE[1],
+    "strong hint": PALETTE[4],
+    "chain_sum": PALETTE[2],
+    "stories": PALETTE[9],
+    "gsm8k": PALETTE[5],
+    "abacus": PALETTE[0],
+    "smollm2": PALETTE[2],
 }
 EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
-    "effect", [(0.0, _PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, _PALETTE[0])]
+    "effect", [(0.0, PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, PALETTE[0])]
 )
 
 
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """The axes given, or those of a new figure of `size` inches."""
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
@@ -69,7 +70,7 @@ def token_strip(
             lines[-1].append((at, position, words))
             at += len(words)
     lines = [line for line in lines if line]
-    ax = _axes(ax, (11, 0.4 * len(lines) + 0.5))
+    ax = axes_or_new(ax, (11, 0.4 * len(lines) + 0.5))
     for row, line in enumerate(lines):
         for column, position, words in line:
             value = values.get(position, 0.0)
@@ -90,9 +91,9 @@ def effect_distribution(
     table: pd.DataFrame, *, by: str = "condition", value: str = "effect", ax: Axes | None = None
 ) -> Axes:
     """Every trace as a dot, its group's mean as a bar: what the answer loses when the reasoning is hidden, in nats."""
-    ax = _axes(ax, (7, 3.2))
+    ax = axes_or_new(ax, (7, 3.2))
     groups = list(dict.fromkeys(table[by]))
-    colours = {g: COLOURS.get(g, _PALETTE[7]) for g in groups}
+    colours = {g: COLOURS.get(g, PALETTE[7]) for g in groups}
     options = dict(data=table, y=by, x=value, hue=by, order=groups, palette=colours, legend=False, ax=ax)
     sns.stripplot(**options, size=3, alpha=0.45, jitter=0.28)
     for row, group in enumerate(groups):
@@ -107,12 +108,12 @@ def effect_distribution(
 
 def early_answering_curve(table: pd.DataFrame, *, by: str = "condition", ax: Axes | None = None) -> Axes:
     """Share of answers already as behind the full reasoning, against the share of the reasoning that was read."""
-    ax = _axes(ax, (6, 3.6))
+    ax = axes_or_new(ax, (6, 3.6))
     for group, part in table.groupby(by, sort=False):
         same = 1 - part.groupby("fraction")["effect"].mean()
         n = part.groupby("fraction")["effect"].count()
         half = 1.96 * np.sqrt(same * (1 - same) / n)
-        colour = COLOURS.get(group, _PALETTE[7])
+        colour = COLOURS.get(group, PALETTE[7])
         ax.plot(same.index, same, marker="o", color=colour, label=f"{group} (n = {int(n.iloc[0])})")
         ax.fill_between(same.index, same - half, same + half, color=colour, alpha=0.18, linewidth=0)
     ax.set(xlabel="share of the reasoning's sentences shown", ylabel="same answer as with all", ylim=(-0.03, 1.05))
@@ -131,7 +132,7 @@ def intervals(
 ) -> Axes:
     """Dots with their intervals (`effect, low, high`), one row a label, one colour a group."""
     labels = list(order or dict.fromkeys(table[label]))
-    ax = _axes(ax, (7, 0.45 * len(labels) + 1.2))
+    ax = axes_or_new(ax, (7, 0.45 * len(labels) + 1.2))
     groups = list(dict.fromkeys(table[by])) if by else [None]
     for k, group in enumerate(groups):
         part = table if by is None else table[table[by] == group]
@@ -141,7 +142,7 @@ def intervals(
             part["effect"] - part["low"].fillna(part["effect"]),
             part["high"].fillna(part["effect"]) - part["effect"],
         ]
-        colour = COLOURS.get(group, _PALETTE[0])
+        colour = COLOURS.get(group, PALETTE[0])
         ax.errorbar(part["effect"], rows, xerr=np.clip(spread, 0, None), fmt="o", color=colour, capsize=3, label=group)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()

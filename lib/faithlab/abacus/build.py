@@ -25,8 +25,7 @@ from faithlab.abacus.optimizer import MuonAdamW
 from faithlab.abacus.tokenizer import build_tokenizer
 from faithlab.results import write_atomically
 
-# What has to be learnt is looking facts up, and that takes updates rather than examples: in equal time 16 a batch learn
-# more of it than 64.
+# What has to be learnt is looking facts up, and that seemed to take updates rather than examples, hence small batches.
 BATCH = 16
 STEPS = 20_000
 EASY = 0.15  # share of the steps, the first ones, with short stories: the same skills with less to confuse them

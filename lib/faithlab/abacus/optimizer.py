@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for everything else: reaches a loss in about two thirds of AdamW's steps.
+"""Muon for the hidden matrices, AdamW for everything else.
 
 Muon orthogonalises the momentum of a weight matrix before the step (Jordan et al. 2024, "Muon: an optimizer for hidden
 layers in neural networks"). It is meant for matrices inside the network only, so embeddings and norms stay with AdamW.
