@@ -213,9 +213,9 @@ def trace_flows(
 def _flows(
     weights: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
 ) -> list[Flow]:
-    # [source, target], a view: a copy of the transposed maps would cost more than all the rest
-    graph = weights.tril(-1).to(torch.float64).transpose(1, 2)
-    graph.masked_fill_(answer[:, :, None], 0)
+    # [source, target], a view, made in place: writing to fresh memory costs more here than all the arithmetic
+    graph = weights.to(torch.float64, copy=True).tril_(-1).transpose(1, 2)
+    graph[answer] = 0
     log_h = _log_reachability(graph, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
     lost = torch.where(log_h.isneginf(), inject, 0).sum(1)
@@ -236,26 +236,28 @@ def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) ->
         raise FaithlabError("no attention maps to trace flow on; give at least one")
     if not len(weights) == len(prompts) == len(answers):
         raise FaithlabError(f"{len(weights)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
-    if not torch.isfinite(weights).all():
+    low, high = weights.aminmax() if weights.numel() else (weights.new_zeros(()),) * 2  # NaN if there is any
+    if not torch.isfinite(high - low):
         raise FaithlabError("the attention map holds NaN or infinity: compute it in float32, or check the model")
-    if (weights < 0).any():
+    if low < 0:
         raise FaithlabError("the attention map holds negative weights; attention probabilities are not negative")
-    if weights.triu(1).max() > 1e-6:
+    rows = 512  # at a time, so that no second map is made
+    if any(weights[:, i : i + rows, i:].triu(1).amax() > 1e-6 for i in range(0, weights.shape[1], rows)):
         raise FaithlabError("a token attends to a later one: is the map [query, key], and not transposed?")
 
 
 def _log_reachability(graph: Float[Tensor, "batch source target"], answer: Bool[Tensor, "batch token"]):
     """log h; -inf where the answer cannot be reached."""
-    ones = answer.to(graph.dtype)[..., None]
-    h = torch.linalg.solve_triangular(-graph, ones, upper=True, unitriangular=True)[..., 0].clamp(min=0)
+    h = _solve(graph, answer.to(graph.dtype), upper=True).clamp(min=0)
     log_h = h.log()
     # A zero may be an underflow, and so may be what was built on one. Tokens behind the answer are truly off the graph.
     n = graph.shape[-1]
     columns = torch.arange(n, device=graph.device)
     before = columns < torch.where(answer, columns, -1).amax(1, keepdim=True)
-    doubtful = (before & ~((h > SMALLEST) & (h < LARGEST)) & (graph.sum(2) > 0)).any(1)
-    for b in doubtful.nonzero().flatten().tolist():
-        log_h[b] = _in_logarithms(graph[b], answer[b])
+    doubtful = before & ~((h > SMALLEST) & (h < LARGEST))
+    for b in doubtful.any(1).nonzero().flatten().tolist():
+        if (graph[b, doubtful[b]].sum(1) > 0).any():
+            log_h[b] = _in_logarithms(graph[b], answer[b])
     return log_h
 
 
@@ -270,9 +272,16 @@ def _inflow(graph, log_h, inject) -> Float[Tensor, "batch token"]:
         matrix, scale = graph, h
     else:
         matrix, source, scale = _conditioned(graph, log_h), inject, 1.0
-    turned = -matrix.transpose(1, 2)
-    solved = torch.linalg.solve_triangular(turned, source[..., None], upper=False, unitriangular=True)
-    return (solved[..., 0] * scale).clamp(min=0)
+    return (_solve(matrix.transpose(1, 2), source, upper=False) * scale).clamp(min=0)
+
+
+def _solve(strict: Float[Tensor, "batch row column"], right: Float[Tensor, "batch row"], *, upper: bool):
+    """x of (1 - strict) x = right, for a strictly triangular matrix; its diagonal is used meanwhile, and 0 again."""
+    diagonal = strict.diagonal(dim1=1, dim2=2)
+    diagonal.fill_(-1)
+    solved = torch.linalg.solve_triangular(strict, -right[..., None], upper=upper)[..., 0]
+    diagonal.fill_(0)
+    return solved
 
 
 def _in_logarithms(graph: Float[Tensor, "source target"], answer: Bool[Tensor, " token"]) -> Float[Tensor, " token"]:
