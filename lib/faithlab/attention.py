@@ -43,7 +43,7 @@ __all__ = [
 WANTS = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
 LAYER_RANGES = ("middle", "bottom", "top", "all")
 READ = 5  # layers of a range
-CHUNK_BYTES = 2**25  # of attention probabilities at a time
+CHUNK_BYTES = 2**24  # of attention probabilities at a time
 
 
 @dataclass(frozen=True)
@@ -234,18 +234,28 @@ class _Reading:
 
     def second_pass(self, local, global_, want, window, horizon) -> dict[str, Tensor]:
         """The mean maps of the two head groups, and the profiles over the response that follow from them."""
-        per_layer = self.layers[0].query.shape[1]
-        maps = []
-        for group in (local.tolist(), global_.tolist()):
+        per_layer, device = self.layers[0].query.shape[1], self.layers[0].query.device
+        out: dict[str, Tensor] = {}
+        response = torch.arange(self.response.start, self.response.stop, device=device)
+        waad, fai = torch.zeros(2, self.n, device=device)
+        for name, group in (("local_map", local.tolist()), ("global_map", global_.tolist())):
+            if "maps" in want:
+                out[name] = torch.zeros(self.n, self.n, device=device)
             picked = [[i % per_layer for i in group if i // per_layer == k] for k in range(len(self.layers))]
-            total = torch.zeros(self.n, self.n, device=self.layers[0].query.device)
             for _, first, last, probs in self.chunks(picked):
-                total[first:last, :last] += probs.sum(0)
-            maps.append(total / len(group))
-        out = dict(zip(("local_map", "global_map"), maps, strict=True)) if "maps" in want else {}
+                part = probs.sum(0) / len(group)
+                rows = response[(response >= first) & (response < last)]
+                if "maps" in want:
+                    out[name][first:last, :last] += part
+                if "profiles" in want and name == "local_map":
+                    waad[rows] += heads.waad_of_rows(part[rows - first], rows, window)
+                elif "profiles" in want:
+                    keys = response[response < last]
+                    fai[keys] += heads.fai_of_rows(part[rows - first], rows, keys, *horizon)
         if "profiles" in want:
-            out["waad"] = heads.waad(maps[0], self.response, window)
-            out["fai"] = heads.fai(maps[1], self.response, *horizon)
+            count = heads.rows_in_reach(response, *horizon)
+            out["waad"] = waad[response]
+            out["fai"] = torch.where(count > 0, fai[response] / count, torch.nan)
         return out
 
     def entropy(self) -> Float[Tensor, " response"]:

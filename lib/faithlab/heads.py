@@ -72,12 +72,19 @@ def waad(local_map: Float[Tensor, "query key"], response: Span, window: int = WI
     In [0, window]; one value a response token.
     """
     _square(local_map)
-    if window < 1:
-        raise FaithlabError(f"window={window} is not possible; use window >= 1")
     n = local_map.shape[-1]
     rows = span_indices(response, n, local_map.device)
-    d = distances(n, local_map.device)[rows].clamp(max=window).to(local_map.dtype)
-    return (local_map[rows] * d).sum(-1)
+    return waad_of_rows(local_map[rows], rows, window)
+
+
+def waad_of_rows(
+    probs: Float[Tensor, "row key"], rows: Int[Tensor, " row"], window: int = WINDOW
+) -> Float[Tensor, " row"]:
+    """WAAD from some rows of a map: `rows` are their query positions, keys are counted from 0 and may end early."""
+    if window < 1:
+        raise FaithlabError(f"window={window} is not possible; use window >= 1")
+    back = rows[:, None] - torch.arange(probs.shape[-1], device=probs.device)
+    return (probs * back.clamp(0, window).to(probs.dtype)).sum(-1)
 
 
 def fai(
@@ -90,16 +97,31 @@ def fai(
     dimensions, such as heads, are kept.
     """
     _square(global_map)
+    n = global_map.shape[-1]
+    rows = span_mask(response, n, global_map.device).nonzero().flatten()
+    total, count = fai_of_rows(global_map[..., rows, :], rows, rows, lo, hi), rows_in_reach(rows, lo, hi)
+    return torch.where(count > 0, total / count, torch.nan)
+
+
+def fai_of_rows(
+    probs: Float[Tensor, "*head row key"],
+    rows: Int[Tensor, " row"],
+    keys: Int[Tensor, " response"],
+    lo: int,
+    hi: int | None,
+) -> Float[Tensor, "*head response"]:
+    """What some rows of a map give to `keys`: the sum over those of `rows` that are in reach of each."""
     if lo < 0 or (hi is not None and hi < lo):
         raise FaithlabError(f"a horizon from {lo} to {hi} tokens ahead is empty; use 0 <= lo <= hi")
-    n = global_map.shape[-1]
-    inside = span_mask(response, n, global_map.device)
-    rows = inside.nonzero().flatten()
-    ahead = rows[:, None] - rows[None]  # [later row, response key]
-    reach = (ahead >= lo) & (ahead <= (n if hi is None else hi))
-    values = global_map[..., rows[:, None], rows[None]]
-    mean = torch.where(reach, values, 0.0).sum(-2) / reach.sum(0)
-    return torch.where(reach.any(0), mean, torch.nan)
+    ahead = rows[:, None] - keys[None]  # [later row, response key]
+    reach = (ahead >= lo) & (ahead <= (torch.inf if hi is None else hi))
+    return torch.where(reach, probs[..., keys], 0.0).sum(-2)
+
+
+def rows_in_reach(rows: Int[Tensor, " response"], lo: int, hi: int | None) -> Int[Tensor, " response"]:
+    """How many of the response's rows, in order, FAI averages over at each of its tokens."""
+    last = rows.new_tensor(len(rows)) if hi is None else torch.searchsorted(rows, rows + hi, right=True)
+    return (last - torch.searchsorted(rows, rows + lo)).clamp(min=0)
 
 
 def kurtosis(profile: Float[Tensor, "*head token"]) -> Float[Tensor, "*head"]:

@@ -11,7 +11,7 @@ from faithlab.errors import FaithlabError
 
 FLOAT = 4
 MAPS = {"maps": 2, "mean_map": 1}  # N x N maps kept of each trace; layer_maps: one a layer
-PASSES = 3  # copies of a chunk of probabilities alive at once
+PASSES = 4  # arrays of the size of a chunk of probabilities alive at once
 
 
 def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str], chunk: int) -> int:
@@ -33,8 +33,7 @@ def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str
     recorded = columns * size * layers * (query_heads + key_heads) * head_dim
     kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
     maps = sum(n * n for n in lengths) * FLOAT * kept
-    # WAAD and FAI of one trace are made from its two group maps and some arrays of the same size
-    working = width**2 * FLOAT * (8 if "profiles" in want else 2) + PASSES * chunk
+    working = width**2 * FLOAT * (2 if kept else 0) + PASSES * chunk  # a trace's maps, and the rows in progress
     return int(forward + recorded + maps + working)
 
 
