@@ -172,7 +172,7 @@ def test_previous_token_attention_is_one_path():
     w[0, 0] = 1
     flow = trace_flow(w, slice(0, 1), slice(6, 7))
     assert flow.reachability.tolist() == [1.0] * 7 and flow.inflow.tolist() == [1.0] * 7
-    path, share = flow.dominant_path()
+    [(path, share)] = flow.dominant_paths()
     assert path == list(range(7)) and share == pytest.approx(1)
     assert flow.checkpoints(1.0) == [1, 2, 3, 4, 5]
     two = trace_flow(w, slice(0, 2), slice(6, 7))  # the second prompt token passes on what it gets from the first
@@ -220,7 +220,7 @@ def test_six_tokens_by_hand():
     edges = list(zip(backbone["source"], backbone["target"], strict=True))
     assert set(edges) == {(1, 2), (2, 4), (4, 5)} and backbone["flow"].tolist() == pytest.approx([0.5] * 3, rel=1e-6)
     assert len(flow.backbone(100)) == 6, "edges without flow are no backbone"
-    path, share = flow.dominant_path()
+    [(path, share)] = flow.dominant_paths()
     assert path == [1, 2, 4, 5] and share == pytest.approx(0.5 * 0.4 / 0.6, rel=1e-6)
     assert (
         flow.hubs(1) == [2]
@@ -267,18 +267,31 @@ def test_same_as_a_networkx_traversal():
     assert all(d["label"] == f"t{i}" and d["throughput"] > 0 for i, d in small.nodes(data=True))
 
 
-def test_dominant_path_is_the_shortest_in_minus_log_probability():
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_dominant_paths_are_the_shortest_in_minus_log_probability(k):
     w = attention(20, 8, 0.4)
     flow = trace_flow(w, slice(0, 4), slice(18, 20))
     graph = nx.DiGraph()
     step = flow.conditioned()
-    for i, k in (step > 0).nonzero().tolist():
-        graph.add_edge(i, k, length=-math.log(step[i, k]))
-    graph.add_edges_from([("start", i, dict(length=0.0)) for i in range(4) if i in graph])
+    for i, j in (step > 0).nonzero().tolist():
+        graph.add_edge(i, j, length=-math.log(step[i, j]))
+    graph.add_edges_from([("start", i, dict(length=math.log(4))) for i in range(4) if i in graph])
     graph.add_edges_from([(a, "end", dict(length=0.0)) for a in (18, 19) if a in graph])
-    length, path = nx.single_source_dijkstra(graph, "start", "end", weight="length")
-    ours, share = flow.dominant_path()
-    assert ours == path[1:-1] and share == pytest.approx(math.exp(-length) / 4)
+    expected = list(itertools.islice(nx.shortest_simple_paths(graph, "start", "end", weight="length"), k))
+    ours = flow.dominant_paths(k)
+    assert [path for path, _ in ours] == [path[1:-1] for path in expected]
+    lengths = [nx.path_weight(graph, path, "length") for path in expected]
+    assert [share for _, share in ours] == pytest.approx([math.exp(-length) for length in lengths])
+
+
+def test_all_dominant_paths_together_carry_the_whole_flow():
+    w = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.3, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
+    flow = trace_flow(w, slice(0, 1), slice(3, 4))
+    ways = flow.dominant_paths(10)
+    assert len(ways) == 4 and sum(share for _, share in ways) == pytest.approx(1)
+    assert {tuple(path) for path, _ in ways} == {(0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3)}
+    with pytest.raises(FaithlabError, match="k=0"):
+        flow.dominant_paths(0)
 
 
 # --- numbers that are very small or very many ------------------------------------------------------------------------
@@ -330,7 +343,7 @@ def test_an_unreachable_answer_is_an_error_alone_and_a_flag_in_a_batch():
     flows = trace_flows(torch.stack([blocked, attention(6)]), [slice(0, 2)] * 2, [slice(4, 6)] * 2)
     assert [f.reachable for f in flows] == [False, True]
     assert flows[0].undeliverable == 1 and flows[0].throughput.sum() == 0 and flows[0].delivered == 0
-    assert flows[0].dominant_path() == ([], 0.0) and len(flows[0].backbone()) == 0
+    assert flows[0].dominant_paths() == [] and len(flows[0].backbone()) == 0
     assert flows[1].delivered == pytest.approx(1)
 
 

@@ -35,14 +35,7 @@ def causal_bias(
     dtype: torch.dtype,
     first_query: int = 0,
     window: int | None = None,
-    bias: Float[
-        Tensor,
-        (
-            batch  # heads query key
-        ),
-    ]
-    | Float[Tensor, "batch query key"]
-    | None = None,
+    bias: Float[Tensor, "batch *heads query key"] | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
     """The float mask of causal attention over padded rows, plus an additive `bias`.
 

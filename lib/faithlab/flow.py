@@ -99,24 +99,30 @@ class Flow:
         rows = [(i // n, i % n, float(phi[i])) for i in index]
         return pd.DataFrame(rows, columns=["source", "target", "flow"])
 
-    def dominant_path(self) -> tuple[list[int], float]:
-        """The likeliest way of the conditioned walk from the prompt into the answer, and its probability (the share of
-        the flow that takes exactly this way). Empty if the answer is out of reach."""
-        if not self.reachable:
-            return [], 0.0
-        log_step = self.conditioned().log()
-        best = torch.where(self.prompt, torch.where(self.inflow > 0, 0.0, -torch.inf), -torch.inf)
-        best = best.to(log_step.dtype) - torch.log(self.prompt.sum())
-        before = torch.full((len(self),), -1, device=best.device)
-        for k in range(1, len(self)):
-            value, source = (best[:k] + log_step[:k, k]).max(0)
-            if value > best[k]:
-                best[k], before[k] = value, source
-        end = int(torch.where(self.answer, best, -torch.inf).argmax())
-        path = [end]
-        while before[path[-1]] >= 0:
-            path.append(int(before[path[-1]]))
-        return path[::-1], float(best[end].exp())
+    def dominant_paths(self, k: int = 1) -> list[tuple[list[int], float]]:
+        """The `k` likeliest ways of the conditioned walk from the prompt into the answer, likeliest first, each with
+        its probability: the share of the flow that takes exactly this way. Fewer if there are not so many."""
+        if k < 1:
+            raise FaithlabError(f"k={k} paths are none; use k >= 1")
+        log_step, n = self.conditioned().log(), len(self)
+        # [token, rank]: log probability of the rank-th likeliest way there, and where it came from (token * k + rank)
+        best = torch.full((n, k), -torch.inf, dtype=log_step.dtype, device=log_step.device)
+        before = torch.full((n, k), -1, device=log_step.device)
+        best[self.prompt & (self.inflow > 0), 0] = -math.log(int(self.prompt.sum()))
+        for j in range(1, n):
+            ways = torch.cat([(best[:j] + log_step[:j, j, None]).flatten(), best[j, :1]])  # the last begins here
+            value, source = ways.topk(min(k, len(ways)))
+            best[j, : len(value)] = value
+            before[j, : len(value)] = torch.where(source < j * k, source, -1)
+        ends = torch.where(self.answer[:, None], best, -torch.inf).flatten()
+        paths = []
+        for end in ends.topk(min(k, len(ends))).indices.tolist():
+            if ends[end] > -torch.inf:
+                path = [end]
+                while (previous := int(before.flatten()[path[-1]])) >= 0:
+                    path.append(previous)
+                paths.append(([at // k for at in reversed(path)], float(ends[end].exp())))
+        return paths
 
     def hubs(self, k: int = 5, within: Span | None = None) -> list[int]:
         """The `k` tokens between prompt and answer with the highest throughput, highest first.

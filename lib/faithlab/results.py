@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faithlab.errors import FaithlabError, unknown
+from faithlab.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,15 @@ def write_results(path: str | Path, rows: Iterable[Mapping[str, Any]], **meta: A
     content = {"notebook": meta.pop("notebook"), "profile": meta.pop("profile", None), **meta, "results": checked}
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+class Gathered(list):
+    """The rows of a notebook's `results.json`, as they are measured."""
+
+    def note(self, quantity: str, where: Interval, unit: str | None = None, reasoner: str | None = None) -> None:
+        """Add a value with its interval. What was not measured (n = 0) is no result and is left out."""
+        if where.n:
+            self.append(dict(quantity=quantity, **where._asdict(), unit=unit, reasoner=reasoner))
 
 
 def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -165,8 +165,12 @@ def token_pieces(tokenizer, ids: Sequence[int]) -> list[str]:
     pieces: list[str] = []
     start = 0  # first token whose text is not yet settled
     context = 0  # decoding starts here: one settled token back, since some tokenizers drop a leading space
+    known: dict[tuple[int, ...], str] = {}
     for i in range(len(ids)):
-        before = tokenizer.decode(ids[context:start], **options)
+        settled = tuple(ids[context:start])
+        if settled not in known:
+            known[settled] = tokenizer.decode(list(settled), **options)
+        before = known[settled]
         now = tokenizer.decode(ids[context : i + 1], **options)
         if now.endswith("\ufffd") and i + 1 < len(ids) and i - start < 8:
             continue  # in the middle of a character

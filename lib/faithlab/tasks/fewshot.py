@@ -8,9 +8,8 @@ from __future__ import annotations
 import random
 
 from faithlab.errors import unknown
+from faithlab.formats import AbacusFormat, Example
 from faithlab.tasks import stories
-
-Example = tuple[str, str, str]  # question, reasoning, answer
 
 WRITTEN: dict[str, tuple[Example, ...]] = {
     "chain_sum": (
@@ -51,6 +50,11 @@ WRITTEN: dict[str, tuple[Example, ...]] = {
     ),
 }
 WRITTEN["gsm_symbolic"] = WRITTEN["gsm8k"]
+
+
+def for_task(reasoner, task: str):
+    """The reasoner, shown worked examples of the task; abacus, which was trained on the form, as it is."""
+    return reasoner if isinstance(reasoner.format, AbacusFormat) else reasoner.with_examples(examples(task))
 
 
 def examples(task: str) -> tuple[Example, ...]:
