@@ -74,7 +74,7 @@ def backbone(
 ) -> Axes:
     """The strongest edges of a flow as arcs over the text; wider is more. Grey: prompt, bold: answer, boxed: hubs.
 
-    Arcs that come in over the left edge start in front of `span`, as in a prompt that is not shown.
+    Grey arcs that come in over the left edge start in front of `span`, as in a prompt that is not shown.
     """
     shown = span or slice(0, len(flow))
     count = shown.stop - shown.start
@@ -85,8 +85,9 @@ def backbone(
     for e in edges.itertuples():
         width = e.target - e.source
         centre = (e.source + e.target) / 2 - shown.start
+        colour = TRACK_COLOURS["throughput"] if e.source >= shown.start else "lightgrey"
         ax.add_patch(
-            Arc((centre, 0), width, width ** 0.75 * 2, theta1=0, theta2=180, color=TRACK_COLOURS["throughput"],
+            Arc((centre, 0), width, width ** 0.75 * 2, theta1=0, theta2=180, color=colour,
                 linewidth=0.5 + 4 * e.flow / most, alpha=0.75)
         )  # fmt: skip
     for i in range(shown.start, shown.stop):
