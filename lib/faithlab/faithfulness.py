@@ -13,8 +13,7 @@ Sources: Lanham et al. 2023 (arXiv 2307.13702); Thought Anchors (arXiv 2506.1914
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,14 +25,12 @@ from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
 from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
 from faithlab.tasks.scoring import gold_of, same_answer
-from faithlab.tasks.story_text import sentences
 from faithlab.traces import Trace
+from faithlab.units import UNITS, Unit, units_of
 
 __all__ = ["interventions", "reasoning_effect", "replacement_ids", "summarise", "token_effects", "units_of"]
 
 METHODS = ("cut", "replace", "resample")
-UNITS = ("token", "sentence")
-Unit = Literal["token", "sentence"]
 
 
 def reasoning_effect(
@@ -48,17 +45,6 @@ def reasoning_effect(
     full = answer_logp(reasoner, traces, progress=progress).numpy()
     hidden = reasoning_hidden_logp(reasoner, traces, scope=scope, progress=progress).numpy()
     return pd.DataFrame(dict(trace=range(len(traces)), logp=full, logp_hidden=hidden, effect=full - hidden))
-
-
-def units_of(trace: Trace, unit: Unit = "token", split: Callable[[str], list[tuple[int, int]]] = sentences):
-    """Positions of each unit of the reasoning: single tokens, or the sentences that `split` finds in its text."""
-    span = trace.reasoning
-    if unit == "token":
-        return [(p,) for p in range(span.start, span.stop)]
-    if unit != "sentence":
-        raise unknown("unit", unit, UNITS)
-    found = [tuple(trace.tokens_between(a, b)) for a, b in split(trace.reasoning_text)]
-    return [positions for positions in found if positions]
 
 
 def replacement_ids(reasoner, trace: Trace, positions: Sequence[int], rng: random.Random) -> dict[int, int]:

@@ -106,7 +106,7 @@ class _Run:
     def __init__(self, reasoner, traces: Sequence[Trace], scope: Scope):
         self.reasoner, self.scope = reasoner, scope
         # The last answer token predicts nothing we read, and what stands behind it neither: leave them away.
-        self.traces = [_until_answer(t) for t in traces]
+        self.traces = [until_answer(t) for t in traces]
         shared = shared_prefix(reasoner.model, [t.input_ids[t.prompt].tolist() for t in self.traces])
         self.batch: Batch = collate(self.traces, pad_id=reasoner.pad_id, shared=shared, device=reasoner.device)
         self.starts = self.batch.starts.tolist()
@@ -205,17 +205,18 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Cropped(Trace):
+class Cropped(Trace):
     """A trace up to the row that predicts its last answer token; `input_ids_after` are the answer's tokens."""
 
     input_ids_after: Tensor | None = None
 
 
-def _until_answer(trace: Trace) -> _Cropped:
+def until_answer(trace: Trace) -> Cropped:
+    """The trace without its last answer token and what stands behind: these predict nothing that is read."""
     stop = trace.answer.stop - 1
     answer = slice(min(trace.answer.start, stop), stop)
     ids = trace.input_ids[:stop]
-    return _Cropped(ids, trace.prompt, trace.reasoning, answer, input_ids_after=trace.input_ids[trace.answer])
+    return Cropped(ids, trace.prompt, trace.reasoning, answer, input_ids_after=trace.input_ids[trace.answer])
 
 
 def _packed(mask: Float[Tensor, "rows 1 query key"], size: int) -> Float[Tensor, "slots 1 queries keys"]:

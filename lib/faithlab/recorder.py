@@ -7,23 +7,18 @@ back afterwards, also after an error.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.heads import entropy as token_entropy
+from faithlab.interception import intercepted
 from faithlab.traces import Batch
 
-NAME = "faithlab_recorder"
 LOGIT_BYTES = 2**27  # of logits at a time, for entropies
 
 
@@ -60,12 +55,12 @@ class Recorded:
 
 
 class _Tape:
-    """The records of the pass in progress, and the function that makes them."""
+    """The records of the pass in progress: a handler for `intercepted` that looks and lets pass."""
 
-    def __init__(self, layers: Sequence[int], backend: str):
-        self.wanted, self.backend, self.records = set(layers), backend, {}
+    def __init__(self, layers: Sequence[int]):
+        self.wanted, self.records = set(layers), {}
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, **options):
+    def __call__(self, function, module, query, key, value, attention_mask, scaling=None, **options):
         index = getattr(module, "layer_idx", None)
         if index in self.wanted:
             if options.get("s_aux") is not None:
@@ -73,39 +68,7 @@ class _Tape:
             window = options.get("sliding_window") or getattr(module, "sliding_window", None)
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             self.records[index] = LayerRecord(query.detach(), key.detach(), scale, options.get("softcap"), window)
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.backend, eager)
-        # Some backends (flash attention) look their own name up in the config while they run.
-        module.config._attn_implementation = self.backend
-        try:
-            return function(module, query, key, value, attention_mask, scaling=scaling, **options)
-        finally:
-            module.config._attn_implementation = NAME
-
-
-_running: list[_Tape] = []  # the innermost pass is the last
-
-
-def _dispatch(module, *args, **options):
-    return _running[-1](module, *args, **options)
-
-
-AttentionInterface.register(NAME, _dispatch)
-
-
-@contextmanager
-def _recording(model, tape: _Tape) -> Iterator[None]:
-    config = model.config.get_text_config()
-    masks = AttentionMaskInterface()
-    _running.append(tape)
-    AttentionMaskInterface.register(NAME, masks[tape.backend])
-    config._attn_implementation = NAME
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        config._attn_implementation = tape.backend
-        _running.pop()
+        return function(module, query, key, value, attention_mask, scaling=scaling, **options)
 
 
 @torch.no_grad()
@@ -114,8 +77,8 @@ def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False)
 
     Logits are never made for all tokens at once: entropies are computed from the last hidden states, some at a time.
     """
-    tape = _Tape(layers, model.config.get_text_config()._attn_implementation or "eager")
-    with _recording(model, tape):
+    tape = _Tape(layers)
+    with intercepted(model, tape):
         hidden = model.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

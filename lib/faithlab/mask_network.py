@@ -1,0 +1,195 @@
+"""A small network that predicts the mask in one pass, instead of finding it by descent (AtManRL's mask network).
+
+It reads the policy's own hidden states: those of the reasoning tokens, and those of the row that will write the
+answer's first token. For each reasoning token j and each of a few "heads" it compares the two, as attention would, and
+turns the comparisons and the token's own state into how far the token is opened:
+
+    u[j] = sigmoid( MLP([ q_h . k_h[j] for every head h,  V x[j] ]) ),        m[j] = c (1 - u[j])
+
+Training minimises the very objective of `faithlab.saliency`, so no teacher is needed; with `teacher` the distance to
+given masks is minimised instead. The policy's weights get no gradient. The network goes on training beside a policy
+that changes (`MaskTrainer.step`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from faithlab.biases import evaluating, frozen
+from faithlab.errors import FaithlabError
+from faithlab.likelihood import Scope, until_answer
+from faithlab.masked_answer import MaskedAnswer
+from faithlab.results import write_atomically
+from faithlab.saliency import FLOOR, SPARSITY, Saliency, batches_of
+from faithlab.traces import Trace, collate
+
+
+@dataclass(frozen=True)
+class MaskNetworkConfig:
+    """Sizes of a mask network. `hidden_size` is the policy's; `layers` are the hidden states it reads (0:
+    embeddings)."""
+
+    hidden_size: int
+    layers: tuple[int, ...]
+    heads: int = 8
+    head_dim: int = 32
+    width: int = 64
+    floor: float = FLOOR
+
+
+class MaskNetwork(nn.Module):
+    """See the module's head. Starts half open: every u is 0.5."""
+
+    def __init__(self, config: MaskNetworkConfig):
+        super().__init__()
+        self.config = config
+        size = config.hidden_size * len(config.layers)
+        self.norm = nn.LayerNorm(size)
+        self.query = nn.Linear(size, config.heads * config.head_dim)
+        self.key = nn.Linear(size, config.heads * config.head_dim)
+        self.value = nn.Linear(size, config.width)
+        self.out = nn.Sequential(
+            nn.Linear(config.heads + config.width, config.width), nn.GELU(), nn.Linear(config.width, 1)
+        )
+        nn.init.zeros_(self.out[-1].weight)
+        nn.init.zeros_(self.out[-1].bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "trace token size"], reader: Float[Tensor, "trace size"]
+    ) -> Float[Tensor, "trace token"]:
+        """How far each token is opened, in (0, 1)."""
+        heads, dim = self.config.heads, self.config.head_dim
+        tokens, reader = self.norm(tokens), self.norm(reader)
+        keys = self.key(tokens).unflatten(-1, (heads, dim))
+        queries = self.query(reader).unflatten(-1, (heads, dim))
+        compared = (keys * queries[:, None]).sum(-1) / dim**0.5
+        return torch.sigmoid(self.out(torch.cat([compared, self.value(tokens)], -1))[..., 0])
+
+    @classmethod
+    def for_model(cls, model, **options) -> MaskNetwork:
+        """A network for a policy: reads the states after the middle and after the last layer, unless told otherwise."""
+        config = model.config.get_text_config()
+        depth = config.num_hidden_layers
+        options.setdefault("layers", tuple(sorted({(depth + 1) // 2, depth})))
+        return cls(MaskNetworkConfig(config.hidden_size, **options)).to(model.device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `mask_network.safetensors` and `mask_network.json` into `folder`, which is made.
+
+        Raises `FaithlabError` if it cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / ".mask_network.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
+            temporary.replace(folder / "mask_network.safetensors")
+        except OSError as error:
+            raise FaithlabError(f"cannot write {folder}: {error.strerror}; free space or choose another") from error
+        write_atomically(folder / "mask_network.json", json.dumps(asdict(self.config), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, device=None) -> MaskNetwork:
+        """Read a network back. Raises `FaithlabError` for a folder without one, or with a half-written one."""
+        folder = Path(folder)
+        try:
+            fields = json.loads((folder / "mask_network.json").read_text(encoding="utf-8"))
+            network = cls(MaskNetworkConfig(**{**fields, "layers": tuple(fields["layers"])}))
+            network.load_state_dict(load_file(folder / "mask_network.safetensors"))
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            raise FaithlabError(f"no readable mask network in {folder} ({error}); train it again") from error
+        return network.to(device)
+
+
+@torch.no_grad()
+def read_states(
+    model, traces: Sequence[Trace], layers: Sequence[int], pad_id: int = 0
+) -> tuple[Float[Tensor, "trace token size"], Float[Tensor, "trace size"], Bool[Tensor, "trace token"]]:
+    """Hidden states of the reasoning tokens (padded on the right), of the row that writes the answer's first token, and
+    which tokens are real. One forward pass."""
+    cropped = [until_answer(t) for t in traces]
+    batch = collate(cropped, pad_id=pad_id, device=model.device)
+    with evaluating(model):
+        states = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
+            use_cache=False, output_hidden_states=True,
+        ).hidden_states  # fmt: skip
+    kept = torch.cat([states[i] for i in layers], -1).float()
+    longest = max(t.reasoning.stop - t.reasoning.start for t in traces)
+    tokens = kept.new_zeros(len(traces), longest, kept.shape[-1])
+    valid = torch.zeros(len(traces), longest, dtype=torch.bool, device=kept.device)
+    readers = []
+    for row, (t, start) in enumerate(zip(traces, batch.starts.tolist(), strict=True)):
+        length = t.reasoning.stop - t.reasoning.start
+        tokens[row, :length] = kept[row, start + t.reasoning.start : start + t.reasoning.stop]
+        valid[row, :length] = True
+        readers.append(kept[row, start + t.answer.start - 1])
+    return tokens, torch.stack(readers), valid
+
+
+class MaskTrainer:
+    """Trains a mask network on a policy's traces, a batch at a time."""
+
+    def __init__(
+        self,
+        network: MaskNetwork,
+        *,
+        scope: Scope = "answer",
+        sparsity: float = SPARSITY,
+        rate: float = 1e-3,
+        pad_id: int = 0,
+    ):
+        self.network, self.scope, self.sparsity, self.pad_id = network, scope, sparsity, pad_id
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr=rate)
+
+    def step(self, model, traces: Sequence[Trace], teacher: Saliency | None = None) -> dict[str, float]:
+        """One update on these traces (those that have an answer and a reasoning). Returns `loss`, `logp` (mean, under
+        the mask), `opened` (mean u), or {} if no trace can be used."""
+        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
+        if not usable:
+            return {}
+        batch = [traces[i] for i in usable]
+        tokens, reader, valid = read_states(model, batch, self.network.config.layers, self.pad_id)
+        with torch.enable_grad():
+            u = self.network(tokens, reader)
+            opened = (u * valid).sum(1) / valid.sum(1)
+            if teacher is None:
+                with frozen(model):
+                    logp = MaskedAnswer(model, batch, self.scope, self.pad_id).logp(self.network.config.floor * (1 - u))
+                    loss = (self.sparsity * opened - logp).mean()
+                    self._update(loss)
+            else:
+                logp, target = torch.full_like(opened, torch.nan), torch.zeros_like(u)
+                for row, i in enumerate(usable):
+                    target[row, valid[row]] = (1 - teacher.mask[i] / teacher.floor).to(u)
+                loss = nn.functional.binary_cross_entropy(u[valid], target[valid].clamp(0, 1))
+                self._update(loss)
+        return {k: v.mean().item() for k, v in dict(loss=loss, logp=logp, opened=opened).items()}
+
+    def _update(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+
+
+@torch.no_grad()
+def predict_masks(network: MaskNetwork, model, traces: Sequence[Trace], *, pad_id: int = 0) -> list[Tensor]:
+    """Saliency u of each reasoning token, on the CPU, one tensor a trace; NaN for traces without an answer."""
+    out = [torch.full((t.reasoning.stop - t.reasoning.start,), torch.nan) for t in traces]
+    for batch in batches_of(traces):
+        tokens, reader, valid = read_states(model, [traces[i] for i in batch], network.config.layers, pad_id)
+        u = network(tokens, reader)
+        for row, i in enumerate(batch):
+            out[i] = u[row, valid[row]].cpu()
+    return out

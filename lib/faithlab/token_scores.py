@@ -1,0 +1,215 @@
+"""Every way to score reasoning tokens, behind one call: `score(name, reasoner, traces)`.
+
+A score is one number a reasoning token, higher for "the answer needs it more", on the CPU, one tensor a trace. The
+cheap relatives of the optimised mask are defined here; attention and flow scores come from parts of their own:
+
+    mask        saliency_answer, saliency_all             the optimised mask of `faithlab.saliency`
+    gradient    gradient_open, gradient_floor, integrated_gradients, gradient_x_input
+    causal      cut_answer, cut_all                       leave one out (AtMan, arXiv 2301.08110)
+    attention   last_layer, received, rollout, flow, waad, fai
+    control     entropy, position, random
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from faithlab import heads
+from faithlab.attention import capture
+from faithlab.biases import frozen
+from faithlab.errors import unknown
+from faithlab.faithfulness import token_effects
+from faithlab.flow import trace_flows
+from faithlab.generation import stream_key
+from faithlab.graph_scores import attention_rollout, received_attention
+from faithlab.likelihood import until_answer
+from faithlab.masked_answer import MaskedAnswer
+from faithlab.saliency import FLOOR, batches_of, optimise_mask
+from faithlab.traces import Trace, collate
+
+Scores = list[Float[Tensor, " token"]]
+PATH_POINTS = 16  # of integrated gradients
+MAPS_AT_ONCE = 2**24  # entries of attention maps held at a time
+_GROUPS: dict[str, str] = {}
+_FUNCTIONS: dict[str, Callable[..., Scores]] = {}
+
+
+def _register(group: str, *names: str):
+    def wrap(function):
+        for name in names or (function.__name__,):
+            _GROUPS[name], _FUNCTIONS[name] = group, function
+        return function
+
+    return wrap
+
+
+def names(group: str | None = None) -> tuple[str, ...]:
+    """The scores there are, or those of a group."""
+    return tuple(n for n, g in _GROUPS.items() if group in (None, g))
+
+
+def group_of(name: str) -> str:
+    """The group of a score: mask, gradient, causal, attention or control."""
+    return _GROUPS[name]
+
+
+def score(name: str, reasoner, traces: Sequence[Trace], *, seed: int = 0, **options) -> Scores:
+    """The named score of each trace's reasoning tokens. `options` go to the optimised masks.
+
+    NaN where a score is undefined. Raises `FaithlabError` for an unknown name, and whatever the score itself refuses.
+    """
+    if name not in _FUNCTIONS:
+        raise unknown("score", name, tuple(_FUNCTIONS))
+    return _FUNCTIONS[name](reasoner, traces, name=name, seed=seed, **options)
+
+
+@_register("mask", "saliency_answer", "saliency_all")
+def _saliency(reasoner, traces, *, name, seed, **options) -> Scores:
+    scope = name.split("_")[1]
+    return optimise_mask(reasoner.model, traces, scope=scope, pad_id=reasoner.pad_id, **options).values
+
+
+def _mask_gradients(reasoner, traces, points: Sequence[float], scope: str = "answer") -> Scores:
+    """Mean over `points` of the gradient of log p(answer) by the mask, with the whole mask at that value."""
+    out: list[Tensor | None] = [None] * len(traces)
+    with frozen(reasoner.model):
+        for batch in batches_of(traces):
+            problem = MaskedAnswer(reasoner.model, [traces[i] for i in batch], scope, reasoner.pad_id)
+            total = torch.zeros(problem.valid.shape, device=problem.ids.device)
+            for point in points:
+                mask = torch.full_like(total, point).requires_grad_(True)
+                total += torch.autograd.grad(problem.logp(mask).sum(), mask)[0] / len(points)
+            for row, i in enumerate(batch):
+                out[i] = total[row, : traces[i].reasoning.stop - traces[i].reasoning.start].cpu()
+    return [_undefined(t) if o is None else o for t, o in zip(traces, out, strict=True)]
+
+
+def _undefined(trace: Trace) -> Tensor:
+    return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
+
+
+@_register("gradient")
+def gradient_open(reasoner, traces, **unused) -> Scores:
+    """d log p(answer) / d m at m = 0: what closing a token a little would cost."""
+    return _mask_gradients(reasoner, traces, [0.0])
+
+
+@_register("gradient")
+def gradient_floor(reasoner, traces, *, floor: float = FLOOR, **unused) -> Scores:
+    """d log p(answer) / d m with all the reasoning at the floor: what opening a token a little would bring."""
+    return _mask_gradients(reasoner, traces, [floor])
+
+
+@_register("gradient")
+def integrated_gradients(reasoner, traces, *, floor: float = FLOOR, **unused) -> Scores:
+    """-c times the mean gradient on the straight way from the floor c to 0 (midpoints of 16 parts). The scores of a
+    trace sum to log p(answer) less log p with all the reasoning at the floor, up to the width of the parts."""
+    points = [floor * (k + 0.5) / PATH_POINTS for k in range(PATH_POINTS)]
+    return [-floor * g for g in _mask_gradients(reasoner, traces, points)]
+
+
+@_register("gradient")
+def gradient_x_input(reasoner, traces, **unused) -> Scores:
+    """|embedding . d log p(answer) / d embedding| of each token."""
+    out, model = [_undefined(t) for t in traces], reasoner.model
+    with frozen(model):
+        for batch in batches_of(traces):
+            cropped = [until_answer(traces[i]) for i in batch]
+            b = collate(cropped, pad_id=reasoner.pad_id, device=model.device)
+            embedded = model.get_input_embeddings()(b.input_ids).detach().requires_grad_(True)
+            keep = max(len(t.input_ids_after) for t in cropped)
+            options = dict(attention_mask=b.attention_mask, position_ids=b.position_ids, use_cache=False)
+            logits = model(inputs_embeds=embedded, logits_to_keep=keep, **options).logits.float().log_softmax(-1)
+            total = sum(
+                logits[row, -len(t.input_ids_after) :].gather(-1, t.input_ids_after[:, None].to(logits.device)).sum()
+                for row, t in enumerate(cropped)
+            )
+            product = (torch.autograd.grad(total, embedded)[0] * embedded).sum(-1).abs()
+            for row, i in enumerate(batch):
+                start = int(b.starts[row])
+                span = traces[i].reasoning
+                out[i] = product[row, start + span.start : start + span.stop].detach().float().cpu()
+    return out
+
+
+@_register("causal", "cut_answer", "cut_all")
+def _cut(reasoner, traces, *, name, **unused) -> Scores:
+    table = token_effects(reasoner, traces, method="cut", scope=name.split("_")[1])
+    out = [_undefined(t) for t in traces]
+    for i, part in table.groupby("trace"):
+        out[i] = torch.tensor(part["effect"].to_numpy(), dtype=torch.float32)
+    return out
+
+
+def _maps(reasoner, traces, layers):
+    """The head means of the layers' attention, [layer, query, key], one trace after the other."""
+    order = sorted(range(len(traces)), key=lambda i: len(traces[i]))
+    depth = reasoner.model.config.num_hidden_layers
+    while order:
+        size = max(1, MAPS_AT_ONCE // (depth * len(traces[order[0]]) ** 2))
+        some, order = order[:size], order[size:]
+        found = capture(reasoner.model, [traces[i] for i in some], layers=layers, want=("layer_maps",),
+                        pad_id=reasoner.pad_id)  # fmt: skip
+        yield from zip(some, (t.layer_maps for t in found.traces), strict=True)
+
+
+def _readers(trace: Trace) -> slice:
+    """The rows that predict the answer's tokens."""
+    return slice(trace.answer.start - 1, trace.answer.stop - 1)
+
+
+def _from_maps(layers, function) -> Callable[..., Scores]:
+    def scores(reasoner, traces, **unused) -> Scores:
+        out = [_undefined(t) for t in traces]
+        chosen = [reasoner.model.config.num_hidden_layers - 1] if layers == "last" else layers
+        answered = [i for i, t in enumerate(traces) if t.answered]
+        for k, maps in _maps(reasoner, [traces[i] for i in answered], chosen):
+            t = traces[answered[k]]
+            out[answered[k]] = function(maps, t)[t.reasoning].float()
+        return out
+
+    return scores
+
+
+_register("attention", "last_layer")(_from_maps("last", lambda maps, t: maps[0][_readers(t)].mean(0)))
+_register("attention", "answer_attention")(_from_maps("middle", lambda maps, t: maps.mean(0)[_readers(t)].mean(0)))
+_register("attention", "received")(_from_maps("middle", lambda maps, t: received_attention(maps.mean(0), t.response)))
+_register("attention", "rollout")(_from_maps("all", lambda maps, t: attention_rollout(maps, _readers(t))))
+_register("attention", "flow")(
+    _from_maps("middle", lambda maps, t: trace_flows(maps.mean(0)[None], [t.prompt], [t.answer])[0].throughput)
+)
+
+
+@_register("attention", "waad", "fai")
+def _profiles(reasoner, traces, *, name, horizon=(heads.HORIZON[0], None), **unused) -> Scores:
+    found = capture(reasoner.model, traces, want=("profiles",), horizon=horizon, pad_id=reasoner.pad_id)
+    lengths = [t.reasoning.stop - t.reasoning.start for t in traces]
+    return [getattr(r, name)[:length] for r, length in zip(found.traces, lengths, strict=True)]
+
+
+@_register("control")
+def entropy(reasoner, traces, **unused) -> Scores:
+    """The entropy of the distribution that each token was drawn from."""
+    found = capture(reasoner.model, traces, want=("entropy",), pad_id=reasoner.pad_id)
+    lengths = [t.reasoning.stop - t.reasoning.start for t in traces]
+    return [r.entropy[:length] for r, length in zip(found.traces, lengths, strict=True)]
+
+
+@_register("control")
+def position(reasoner, traces, **unused) -> Scores:
+    """How late a token stands: 0 for the first, 1 for the last."""
+    return [torch.linspace(0, 1, t.reasoning.stop - t.reasoning.start) for t in traces]
+
+
+@_register("control", "random")
+def _random(reasoner, traces, *, seed, **unused) -> Scores:
+    """Uniform noise, from a stream of its own for each trace."""
+    out = []
+    for i, t in enumerate(traces):
+        generator = torch.Generator().manual_seed(stream_key(seed, i, 0))
+        out.append(torch.rand(t.reasoning.stop - t.reasoning.start, generator=generator))
+    return out
