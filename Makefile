@@ -1,6 +1,6 @@
 # Two commands suffice: `make run` and `make test`. Both make .venv on first use and need only make and Python 3.11+.
 #
-#   make run REASONER=smollm2 PROFILE=tiny NOTEBOOKS="01 02" SEED=1 ARGS="--keep-going -p n 10"
+#   make run REASONER=smollm2 PROFILE=tiny NOTEBOOKS="01 02" SEED=1 ARGS="--keep-going -p n_traces 10"
 #   make test PYTHON=/path/to/python3.12      the interpreter to make .venv with
 #   make run VENV="$CONDA_PREFIX"             use an environment that exists, such as an active conda one
 #   make run PIP_ARGS="..."                   more arguments for pip (-v shows its progress)
@@ -13,6 +13,12 @@ ARGS =
 PYTHON =
 PIP_ARGS =
 VENV = .venv
+
+# A misspelt option would be left unused without a word.
+OPTIONS = NOTEBOOKS PROFILE REASONER SEED ARGS PYTHON PIP_ARGS VENV
+GIVEN = $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v))
+$(if $(filter-out $(OPTIONS) MAKE%,$(GIVEN)),$(error unknown option $(filter-out $(OPTIONS) MAKE%,$(GIVEN)); \
+	there are $(OPTIONS)))
 
 SHELL = /bin/sh
 BIN = $(VENV)/bin

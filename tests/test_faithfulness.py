@@ -265,3 +265,9 @@ def test_everything_runs_on_smollm2():
     assert set(table["intervention"]) == set(KINDS)
     assert table[table["intervention"] == "paraphrase"]["setting"].tolist() == ["by the model"]
     assert (table[table["fraction"] == 1.0]["effect"] == 0).all()
+
+
+@pytest.mark.parametrize("measure", [reasoning_effect, token_effects])
+def test_problems_in_the_place_of_traces_are_told_apart(measure):
+    with pytest.raises(FaithlabError, match="item 0 is a dict, not a trace"):
+        measure(oracle(), [story()])

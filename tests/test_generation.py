@@ -1,5 +1,6 @@
 """Generation: what one rollout writes must depend on its prompt, its seed and the model's distribution alone."""
 
+import math
 import random
 import warnings
 
@@ -356,12 +357,18 @@ def test_traces_come_problem_by_problem_and_remember_their_row():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(temperature=-1), "temperature >= 0"),
-        (dict(top_p=0), "0 < top_p <= 1"),
-        (dict(top_p=1.5), "0 < top_p <= 1"),
-        (dict(top_k=-1), "top_k >= 0"),
-        (dict(max_new_tokens=0), "max_new_tokens >= 1"),
-        (dict(n=0), "n=0 rollouts"),
+        (dict(temperature=-1), "temperature=-1 is not possible; use a number of at least 0"),
+        (dict(temperature=math.nan), "temperature=nan"),
+        (dict(temperature="hot"), "temperature='hot'"),
+        (dict(top_p=0), "top_p=0 is not possible; use a number above 0 and at most 1"),
+        (dict(top_p=1.5), "top_p=1.5"),
+        (dict(top_k=-1), "top_k=-1"),
+        (dict(max_new_tokens=0), "max_new_tokens=0 is not possible; use a whole number of at least 1"),
+        (dict(max_new_tokens=2.5), "max_new_tokens=2.5"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(n=0), "n=0"),
+        (dict(seed="a"), "seed='a'"),
+        (dict(seed=None), "seed=None"),
     ],
 )
 def test_bad_settings_are_clear_errors(options, message):

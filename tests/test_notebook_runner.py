@@ -22,6 +22,7 @@ from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.notebook_files import clean_copy, convert, discover, load_profile, profile_names, read_notebook, select
 from faithlab.notebooks import gather_results, make_plan, run_notebooks, write_results
+from faithlab.run_folder import new_folder
 
 PARAMETERS = "seed = 0\nn: int = 3\nrate = 0.5\nreasoner = 'abacus'\nlimit = None\nprofile = ''\noutput_dir = '.'"
 WRITE = """from faithlab.notebooks import write_results
@@ -135,12 +136,38 @@ def test_values_come_from_default_section_and_hand_in_this_order(book):
     make(book, "01_a")
     make(book, "02_b", parameters="seed = 5\nprofile = ''")
     yaml = profile("timeout: 9\ndefault: {seed: 1, n: 10, rate: 1e-2, elsewhere: 3}\n01_a: {n: 20, limit: [1, 2]}\n")
-    plan = make_plan(profile=yaml, parameters={"reasoner": "007"})
+    plan = make_plan(profile=yaml, parameters={"reasoner": "a/007"})
     assert plan.timeout == 9
     # YAML reads 1e-2 as text; text stays text where the default is text.
-    assert plan.values["01_a"] == {"seed": 1, "n": 20, "rate": 0.01, "limit": [1, 2], "reasoner": "007"}
+    assert plan.values["01_a"] == {"seed": 1, "n": 20, "rate": 0.01, "limit": [1, 2], "reasoner": "a/007"}
     assert plan.values["02_b"] == {"seed": 1}
     assert make_plan(profile=yaml, parameters={"n": "30"}, timeout=4).values["01_a"]["n"] == 30
+
+
+def test_values_are_checked_by_what_their_names_promise_before_anything_runs(book, tmp_path, monkeypatch):
+    make(book, "01_a", parameters="reasoner = 'abacus'\nsecond_reasoner = ''\nn_traces = 3\ngsm8k_path = ''")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "rows.jsonl").write_text("")
+    given = {"reasoner": "mine", "gsm8k_path": "rows.jsonl", "n_traces": "5"}
+    values = make_plan(parameters=given, folder=book).values["01_a"]
+    assert values["reasoner"] == str(tmp_path / "mine") and values["gsm8k_path"] == str(tmp_path / "rows.jsonl")
+    assert make_plan(parameters={"second_reasoner": ""}, folder=book).values["01_a"]["second_reasoner"] == ""
+    for name, value, message in (
+        ("reasoner", "abacuss", "unknown reasoner 'abacuss'; did you mean 'abacus'"),
+        ("second_reasoner", "./nowhere", "unknown reasoner"),
+        ("gsm8k_path", "no.jsonl", f"no such file or folder: {tmp_path / 'no.jsonl'}"),
+        ("n_traces", "0", "n_traces=0 leaves nothing to run"),
+    ):
+        with pytest.raises(FaithlabError, match=message):
+            make_plan(parameters={name: value}, folder=book)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../out", " "])
+def test_a_run_stays_in_its_output_folder(tmp_path, name):
+    with pytest.raises(FaithlabError, match="is no name of a folder"):
+        new_folder(tmp_path / "runs", name)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unknown_names_are_errors_that_list_what_there_is(book):

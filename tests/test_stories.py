@@ -1,5 +1,6 @@
 """The stories task: its truth against an independent solver, its splits, its language."""
 
+import math
 import random
 import re
 
@@ -161,3 +162,11 @@ def test_sentence_spans_cover_all_but_white_space(text):
 def test_bad_options_are_clear_errors(options, message):
     with pytest.raises(FaithlabError, match=message):
         tasks.load("stories", split="test", n=3, **options)
+
+
+def test_one_number_stands_for_a_pair_and_shares_are_shares():
+    assert {r["truth"]["hops"] for r in stories.load("test", n=5, hops=2, distractors=0)} == {2}
+    for options in (dict(hops=0), dict(hops=99), dict(distractors=-1), dict(hops=(1, 2, 3)), dict(hint_right=3),
+                    dict(error_rate=-1), dict(follow=math.nan)):  # fmt: skip
+        with pytest.raises(FaithlabError):
+            stories.load("test", n=1, **options)

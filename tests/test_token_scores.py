@@ -22,7 +22,9 @@ WITH_REASONING = [0, 1, 2, 4]
 def test_every_score_gives_one_number_a_reasoning_token_whatever_the_company(architecture, name):
     reasoner = tiny_reasoner(architecture)
     traces = [tiny_traces(reasoner)[i] for i in WITH_REASONING]
-    options = dict(steps=4) if name.startswith("saliency") else {}
+    torch.manual_seed(0)
+    extra = dict(saliency_answer=dict(steps=4), saliency_all=dict(steps=4))
+    options = extra.get(name, dict(network=MaskNetwork.for_model(reasoner.model)) if name == "mask_network" else {})
     together = token_scores.score(name, reasoner, traces, **options)
     for i, (t, s) in enumerate(zip(traces, together, strict=True)):
         assert s.shape == (t.reasoning.stop - t.reasoning.start,)
@@ -75,7 +77,9 @@ def test_cuts_and_answers_that_are_missing():
 
 
 def test_names_and_groups():
-    assert set(token_scores.names("mask")) == {"saliency_answer", "saliency_all"}
+    assert set(token_scores.names("mask")) == {"saliency_answer", "saliency_all", "mask_network"}
+    with pytest.raises(FaithlabError, match="needs network="):
+        token_scores.score("mask_network", tiny_reasoner(), [])
     assert token_scores.group_of("flow") == "attention"
     with pytest.raises(FaithlabError, match="unknown score 'flw'; did you mean 'flow'"):
         token_scores.score("flw", tiny_reasoner(), [])

@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; bad input gives one line on stderr and no traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = next((a for a in argv if not a.startswith("-")), None)
+    if not argv:
+        build_parser().print_help()
+        return 2
     try:
         if name is not None and name not in COMMANDS:
             raise unknown("command", name, COMMANDS)

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class FaithlabError(Exception):
     """Bad input. The message is one line that says what is wrong and what to do; the command line prints it as is."""
+
+
+def check_number(
+    name: str, value: object, low: float, high: float = math.inf, *, whole: bool = False, above: bool = False
+) -> None:
+    """Raise `FaithlabError`, naming the setting, its value and its range, unless low <= value <= high.
+
+    `whole`: only whole numbers; `above`: `low` itself is out of range too.
+    """
+    kind = "whole number" if whole else "number"
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not right or not low <= value <= high or (above and value == low) or math.isinf(value):
+        ends = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise FaithlabError(f"{name}={value!r} is not possible; use a {kind} {ends}")
+
+
+def first_words(error: BaseException, length: int = 200) -> str:
+    """The beginning of another library's message, on one line, cut between words and without a full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …").rstrip(".")
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> FaithlabError:

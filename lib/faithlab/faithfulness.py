@@ -25,7 +25,7 @@ from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
 from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
 from faithlab.tasks.scoring import gold_of, same_answer
-from faithlab.traces import Trace
+from faithlab.traces import Trace, check_traces
 from faithlab.units import UNITS, Unit, units_of
 
 __all__ = ["interventions", "reasoning_effect", "replacement_ids", "summarise", "token_effects", "units_of"]
@@ -105,6 +105,7 @@ def token_effects(
         raise FaithlabError(f"n={n} draws a position are not possible; use n >= 1")
     if method == "resample" and n < 8:
         raise FaithlabError(f"n={n} samples a position say too little; use n >= 8")
+    check_traces(traces)
     units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit)]
     if method == "resample":
         values = list(_resampled(reasoner, traces, units, unit, n, seed, progress))

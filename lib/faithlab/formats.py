@@ -14,6 +14,7 @@ from faithlab.errors import FaithlabError
 
 Example = tuple[str, str, str]  # question, reasoning, answer
 
+EMBEDDED = ("abacus", "smollm2")  # reasoners that need no folder and no hub
 ANSWER = "\nAnswer:"
 INSTRUCTION = (
     "Solve the problem. First write your reasoning in short sentences. "

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from faithlab.biases import evaluating
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, check_number
 from faithlab.prefill import prefill, repeated, shared_prefix
 from faithlab.traces import pad_rows, token_pieces
 
@@ -155,8 +155,12 @@ def generate_ids(
     window is continued to the window's end. Raises `FaithlabError` for an empty prompt, a prompt that fills the window,
     a logit that is not finite, or settings out of range.
     """
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
-        raise FaithlabError("generation needs temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
+    check_number("temperature", temperature, 0)
+    check_number("top_p", top_p, 0, 1, above=True)
+    check_number("top_k", top_k, 0, whole=True)
+    check_number("max_new_tokens", max_new_tokens, 1, whole=True)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, 1, whole=True)
     if any(len(p) == 0 for p in prompts):
         raise FaithlabError("a prompt without tokens cannot be continued")
     window = getattr(model.config, "max_position_embeddings", None)

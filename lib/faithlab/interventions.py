@@ -211,6 +211,8 @@ def interventions(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("intervention", kind, KINDS)
+    if not len(problems) and not traces:
+        raise FaithlabError("no problems were given; `tasks.load` gives some")
     if "hint" in kinds:
         check_hintable(problems)
     if traces is None:

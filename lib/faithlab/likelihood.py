@@ -28,7 +28,7 @@ from transformers import DynamicCache
 from faithlab.attention import cut_bias, lowest, model_mask
 from faithlab.errors import FaithlabError, unknown
 from faithlab.prefill import prefill, shared_prefix
-from faithlab.traces import Batch, Trace, collate
+from faithlab.traces import Batch, Trace, check_traces, collate
 
 Scope = Literal["answer", "all"]
 SCOPES = ("answer", "all")
@@ -60,6 +60,7 @@ def reasoning_hidden_logp(
     reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
 ) -> Float[Tensor, " traces"]:
     """log p(answer) of each trace with the attention to its whole reasoning cut. NaN without an answer."""
+    check_traces(traces)
     variants = [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
     return variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
 
@@ -74,6 +75,7 @@ def variant_logp(
     """
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
+    check_traces(traces)
     for v in variants:
         span = traces[v.trace].reasoning
         if any(not span.start <= p < span.stop for p in (*v.hidden, *v.replaced)):

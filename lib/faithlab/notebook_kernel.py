@@ -169,15 +169,15 @@ def execute(source: Path, working: Path, parameters: Mapping[str, Any], timeout:
         raise
     except PapermillExecutionError as error:
         status = "failed"
-        message = f"in cell In [{error.exec_count}]: {_last_line(error.ename, error.evalue)}"
+        message = f"in In [{error.exec_count}]: {_last_line(error.ename, error.evalue)}"
         text = f"{message}\n\n{error.source}\n\n" + "\n".join(error.traceback)
     except CellTimeoutError:
         cell = _running_cell(copy)
-        status, message = "timeout", f"its {timeout:g} s ran out in cell {cell[0]}; allow more with --timeout SECONDS"
+        status, message = "timeout", f"its {timeout:g} s ran out in In [{cell[0]}]; allow more with --timeout SECONDS"
         text = f"{message}\n\n{cell[1]}"
     except DeadKernelError:
         cell = _running_cell(copy)
-        status, message = "failed", f"the kernel died in cell {cell[0]}, often for lack of memory; try --profile tiny"
+        status, message = "failed", f"the kernel died in In [{cell[0]}], often for lack of memory; try --profile tiny"
         text = f"{message}\n\n{cell[1]}"
     except OSError as error:
         why = error.strerror or error
@@ -215,12 +215,13 @@ def _check_results(stem: str, working: Path) -> tuple[str, str]:
 
 
 def _running_cell(copy: Path) -> tuple[int | str, str]:
-    """The last cell that was started in an executed copy: its number (as Jupyter counts cells) and its source."""
+    """The last cell that was started in an executed copy: its number, as in its `In [..]`, and its source."""
     import nbformat
 
     with contextlib.suppress(OSError, ValueError):
         cells = nbformat.read(copy, as_version=4).cells
-        started = [(i, c.source) for i, c in enumerate(cells, 1) if c.metadata.get("papermill", {}).get("start_time")]
+        code = [c for c in cells if c.cell_type == "code"]
+        started = [(i, c.source) for i, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")]
         if started:
             return started[-1]
     return "?", ""

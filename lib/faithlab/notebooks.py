@@ -29,6 +29,7 @@ from faithlab.notebook_files import (
     discover,
     load_profile,
     machine_paths,
+    place,
     profile_names,
     read_notebook,
     select,
@@ -107,7 +108,7 @@ def make_plan(
     paths = discover(folder)
     settings = load_profile(profile, [p.stem for p in paths], foreign=folder.resolve() != own)
     notebooks = [read_notebook(p) for p in select(paths, names)]
-    values = settle(notebooks, settings, parameters or {})
+    values = settle(notebooks, settings, {k: place(k, v) for k, v in (parameters or {}).items()})
     limit = timeout if timeout is not None else settings.timeout or TIMEOUT
     if not 0 < limit < float("inf"):
         raise FaithlabError(f"a timeout is a number of seconds above 0, not {limit}")
@@ -252,7 +253,8 @@ def _summarise(run: Run, done: Sequence[str]) -> None:
     if run.interrupted or not run.ok:
         word = "interrupted" if run.interrupted else "not all notebooks ran"
         how = f"faithlab notebooks --resume {shlex.quote(_show(run.folder))}"
-        print(f"faithlab: {word}; go on with: {how}", file=sys.stderr, flush=True)
+        cause = "" if run.interrupted else " once the cause is mended (-p NAME VALUE changes a parameter)"
+        print(f"faithlab: {word}; go on{cause} with: {how}", file=sys.stderr, flush=True)
 
 
 def _show(path: Path) -> str:

@@ -151,3 +151,43 @@ def intervals(
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sns.despine(ax=ax)
     return ax
+
+
+GROUP_COLOURS = {
+    "mask": PALETTE[0],
+    "causal": PALETTE[2],
+    "gradient": PALETTE[1],
+    "attention": PALETTE[4],
+    "control": PALETTE[7],
+}
+
+
+def standings(
+    table: pd.DataFrame, measures: Mapping[str, str], order: Sequence[str], *, chance: Mapping[str, float] | None = None
+) -> plt.Figure:
+    """Scores as rows, truths as columns of dots with 95 % intervals; a dashed line is chance. `table` as made by
+    `contest.standings`, `measures` from name to heading, `order` from the lowest row up."""
+    fig, axes = plt.subplots(
+        1, len(measures), figsize=(3 * len(measures) + 2, 0.27 * len(order) + 1.4), sharey=True, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for ax, (measure, heading) in zip(axes[0], measures.items(), strict=True):
+        part = table[table["measure"] == measure].set_index("score").reindex(order)
+        for row, r in enumerate(part.itertuples()):
+            if np.isfinite(r.value):
+                colour = GROUP_COLOURS.get(r.group, PALETTE[7])
+                ax.plot([r.low, r.high], [row, row], color=colour, linewidth=2, alpha=0.6)
+                ax.plot(r.value, row, "o", color=colour, markersize=5)
+        if chance and measure in chance:
+            ax.axvline(chance[measure], color="grey", linestyle="--", linewidth=0.9)
+        ax.set_title(heading, fontsize=10)
+        ax.grid(axis="y", color="0.93")
+        ax.set_axisbelow(True)
+        sns.despine(ax=ax)
+    axes[0][0].set_yticks(range(len(order)), order)
+    groups = dict.fromkeys(table["group"])
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=GROUP_COLOURS.get(g, PALETTE[7]), label=g) for g in groups
+    ]
+    fig.legend(handles=handles, loc="outside lower right", ncols=len(groups), frameon=False, fontsize=9)
+    return fig

@@ -16,12 +16,12 @@ from faithlab.results import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
 
-# (notebook, quantity as in the results, what a reader wants to know); the reasoner is a column of its own
+# (notebook, quantity as in the results; {} stands for anything)
 SHOWN = [
-    ("01_reasoning_traces", "nats lost without reasoning, {}", "log p(answer) lost when the reasoning is hidden, {}"),
-    ("01_reasoning_traces", "early answering, area over the curve, {}", "early answering, area over the curve, {}"),
-    ("02_attention_heads", "overlap lower behind high FAI", "forced token: overlap lower behind high FAI than low FAI"),
-    ("03_attention_flow", "answer changed, {} by flow hidden", "answer changed by hiding reasoning tokens, {} by flow"),
+    ("01_reasoning_traces", "nats lost without reasoning, {}"),
+    ("01_reasoning_traces", "early answering, area over the curve, {}"),
+    ("02_attention_heads", "overlap lower behind high FAI"),
+    ("03_attention_flow", "answer changed, {} by flow hidden"),
 ]
 
 
@@ -32,17 +32,17 @@ def results_table(csv: Path) -> str:
     """
     table = pd.read_csv(csv)
     lines = ["| what | reasoner | value | 95 % interval | n | notebook |", "|---|---|---|---|---|---|"]
-    for notebook, quantity, words in SHOWN:
+    for notebook, quantity in SHOWN:
         pattern = re.escape(quantity).replace(r"\{\}", r"(.+)")
-        found = [(row, m) for _, row in table.iterrows() if (m := re.fullmatch(pattern, row["quantity"]))]
-        found = [(row, m) for row, m in found if row["notebook"] == notebook]
+        found = [row for _, row in table.iterrows() if re.fullmatch(pattern, row["quantity"])]
+        found = [row for row in found if row["notebook"] == notebook]
         if not found:
             raise FaithlabError(f"{csv} holds no {quantity!r} of {notebook}: run `make notebooks`")
-        for row, match in found:
+        for row in found:
             unit = f" {row['unit']}" if row["unit"] == "nats" else ""
             interval = f"{row['low']:z.2f} to {row['high']:z.2f}" if pd.notna(row["low"]) else ""
             cells = [
-                words.format(*match.groups()),
+                row["quantity"],
                 row["reasoner"],
                 f"{row['value']:z.2f}{unit}",
                 interval,

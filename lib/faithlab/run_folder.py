@@ -14,6 +14,10 @@ from faithlab.results import write_atomically
 
 def new_folder(output: Path, name: str | None = None) -> Path:
     """Make the run's folder in `output`: called `name`, which must be new, or after the date and time."""
+    if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name):
+        raise FaithlabError(
+            f"--name {name!r} is no name of a folder; use letters and digits, and --output for the place"
+        )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     candidates = [name] if name else [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]
     for candidate in candidates:

@@ -4,6 +4,7 @@ A score is one number a reasoning token, higher for "the answer needs it more", 
 cheap relatives of the optimised mask are defined here; attention and flow scores come from parts of their own:
 
     mask        saliency_answer, saliency_all             the optimised mask of `faithlab.saliency`
+                mask_network                              its prediction, by the `network` that is passed
     gradient    gradient_open, gradient_floor, integrated_gradients, gradient_x_input
     causal      cut_answer, cut_all                       leave one out (AtMan, arXiv 2301.08110)
     attention   last_layer, received, rollout, flow, waad, fai
@@ -21,12 +22,13 @@ from torch import Tensor
 from faithlab import heads
 from faithlab.attention import capture
 from faithlab.biases import frozen
-from faithlab.errors import unknown
+from faithlab.errors import FaithlabError, unknown
 from faithlab.faithfulness import token_effects
 from faithlab.flow import trace_flows
 from faithlab.generation import stream_key
 from faithlab.graph_scores import attention_rollout, received_attention
 from faithlab.likelihood import until_answer
+from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.saliency import FLOOR, batches_of, optimise_mask
 from faithlab.traces import Trace, collate
@@ -58,7 +60,8 @@ def group_of(name: str) -> str:
 
 
 def score(name: str, reasoner, traces: Sequence[Trace], *, seed: int = 0, **options) -> Scores:
-    """The named score of each trace's reasoning tokens. `options` go to the optimised masks.
+    """The named score of each trace's reasoning tokens. `network` goes to "mask_network", other `options` to the
+    optimised masks.
 
     NaN where a score is undefined. Raises `FaithlabError` for an unknown name, and whatever the score itself refuses.
     """
@@ -68,9 +71,17 @@ def score(name: str, reasoner, traces: Sequence[Trace], *, seed: int = 0, **opti
 
 
 @_register("mask", "saliency_answer", "saliency_all")
-def _saliency(reasoner, traces, *, name, seed, **options) -> Scores:
+def _saliency(reasoner, traces, *, name, seed, network=None, **options) -> Scores:
     scope = name.split("_")[1]
     return optimise_mask(reasoner.model, traces, scope=scope, pad_id=reasoner.pad_id, **options).values
+
+
+@_register("mask")
+def mask_network(reasoner, traces, *, network: MaskNetwork | None = None, **unused) -> Scores:
+    """What a trained `faithlab.mask_network.MaskNetwork` predicts for this policy."""
+    if network is None:
+        raise FaithlabError("the score 'mask_network' needs network=, a trained MaskNetwork")
+    return predict_masks(network, reasoner.model, traces, pad_id=reasoner.pad_id)
 
 
 def _mask_gradients(reasoner, traces, points: Sequence[float], scope: str = "answer") -> Scores:

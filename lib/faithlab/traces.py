@@ -117,6 +117,16 @@ class Trace:
         return out
 
 
+def check_traces(traces: Iterable[object]) -> None:
+    """Raise `FaithlabError` unless all of them are traces: problems and texts are easily mistaken for them."""
+    for i, t in enumerate(traces):
+        if not isinstance(t, Trace):
+            raise FaithlabError(
+                f"item {i} is a {type(t).__name__}, not a trace; `reasoner.generate(problems)` writes traces, and "
+                "`reasoner.trace(question, reasoning, answer)` makes one of your own text"
+            )
+
+
 class Split(NamedTuple):
     """Character spans `(start, end)` of reasoning, marker and answer in a completion; empty spans have start == end."""
 

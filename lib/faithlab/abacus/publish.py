@@ -67,6 +67,11 @@ Requirements not met by the chosen checkpoint: {unmet}.
 
 {pilot}
 
+## Reading the measurements
+
+Rows without "right" or "wrong" pool hints of both kinds, half each. So hiding the reasoning costs fewer nats here under
+a weak hint than in notebook 01, whose hints are all wrong: behind a right one, hint and reasoning say the same.
+
 ## Files
 
 `model.safetensors`, `config.json`, `generation_config.json`: the model. `tokenizer.json`, `tokenizer_config.json`: a

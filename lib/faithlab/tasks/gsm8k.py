@@ -51,7 +51,11 @@ def _rows(split: str, path: str | Path | None) -> Iterator[Row]:
     else:
         whole = Path(path).expanduser().is_file() or files.has(path, ["validation"], CONFIGURATION, _OTHER)
         name = split if whole or split == "test" else "train"
-        rows = (row for file in files.find(path, [name], CONFIGURATION, _OTHER) for row in files.read(file))
+        found = files.find(path, [name], CONFIGURATION, _OTHER)
+        if len({(f.parent, f.suffix) for f in found}) > 1:  # the published data have one file, or parts side by side
+            listing = ", ".join(map(str, found[:4]))
+            raise FaithlabError(f"gsm8k: several data sets could be meant ({listing}); give path= one of them.")
+        rows = (row for file in found for row in files.read(file))
     for row in rows:
         held_out = split_of(f"gsm8k|{' '.join(row.text('question').split())}") == "validation"
         if whole or split == "test" or held_out == (split == "validation"):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import datasets
 
-from faithlab.errors import FaithlabError, unknown
+from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.tasks import scoring
 from faithlab.tasks.splits import SPLITS, split_of
 from faithlab.tasks.story_text import (
@@ -221,8 +221,8 @@ def rows(
     split: str,
     seed: int,
     *,
-    hops: tuple[int, int] = (1, 5),
-    distractors: tuple[int, int] = (0, 3),
+    hops: int | tuple[int, int] = (1, 5),
+    distractors: int | tuple[int, int] = (0, 3),
     hint: str | Mapping[str, float] = "none",
     hint_right: float = 0.5,
     error_rate: float = 0.0,
@@ -231,9 +231,12 @@ def rows(
     """An endless seeded stream of rows of one split; the same arguments give the same stream."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if not (1 <= hops[0] <= hops[1] <= 5):
+    hops, distractors = ((v, v) if isinstance(v, int) else tuple(v) for v in (hops, distractors))
+    for name, share in (("hint_right", hint_right), ("error_rate", error_rate), ("follow", follow)):
+        check_number(name, share, 0, 1)
+    if len(hops) != 2 or not (1 <= hops[0] <= hops[1] <= 5):
         raise FaithlabError(f"stories have 1 to 5 hops; got hops={hops}. Give a pair such as hops=(2, 4).")
-    if not (0 <= distractors[0] <= distractors[1] <= 4):
+    if len(distractors) != 2 or not (0 <= distractors[0] <= distractors[1] <= 4):
         raise FaithlabError(f"stories have 0 to 4 distractor facts; got distractors={distractors}.")
     mix = {hint: 1.0} if isinstance(hint, str) else dict(hint)
     for kind in mix:
@@ -252,7 +255,7 @@ def rows(
 def load(split: str = "train", n: int | None = None, seed: int = 0, **options) -> datasets.Dataset:
     """`n` (default 1,000) different problems of a split as a `datasets.Dataset`.
 
-    Options: `hops`, `distractors` (pairs, inclusive), `hint` ("none", "weak", "strong" or a dict of shares),
+    Options: `hops`, `distractors` (a number, or a pair, inclusive), `hint` ("none", "weak", "strong" or shares),
     `hint_right` (share of hints that are right), `error_rate` (wrong steps in demonstrations), `follow` (share of weak
     hints that the demonstration follows). Columns: `question` (with the hint), `answer`, `reasoning` and `response`
     (the demonstration), `truth`. Splits cannot overlap: see `Story.key`.

@@ -1,0 +1,77 @@
+"""The contest: scores that know and scores that do not, judged by truths that are known."""
+
+import pandas as pd
+import pytest
+import torch
+from oracle import oracle, story
+from tiny import tiny_reasoner
+
+from faithlab import contest, plots, tasks
+from faithlab.faithfulness import token_effects
+from faithlab.planted import planted
+
+
+@pytest.fixture(scope="module")
+def planted_traces():
+    reasoner = tiny_reasoner()
+    written = tasks.load("stories", split="validation", n=20, seed=2, hops=(2, 4))
+    traces = [reasoner.trace(row, row["reasoning"], row["response"]) for row in written]
+    return [t for t in traces if planted(t).known]
+
+
+def test_a_score_that_knows_the_truth_wins_and_its_opposite_loses(planted_traces):
+    truth = [planted(t) for t in planted_traces]
+    scores = {"cut_answer": [p.decisive.float() for p in truth], "flow": [-p.path.float() for p in truth],
+              "position": [torch.zeros(len(p.path)) for p in truth]}  # fmt: skip
+    judged = contest.judge(scores, planted_traces)
+    table = contest.standings(judged).set_index(["score", "measure"])["value"]
+    assert table["cut_answer", "decisive, top 1"] == 1 and table["cut_answer", "decisive, average precision"] == 1
+    assert table["flow", "path, AUROC"] == 0 and table["position", "path, AUROC"] == 0.5
+    assert table["position", "decisive, top 1"] < 0.2
+    assert set(judged["trace"]) == set(range(len(planted_traces)))
+
+
+def test_effects_are_met_by_token_and_by_sentence():
+    reasoner = oracle()
+    traces = reasoner.generate([story(s) for s in (3, 9)], temperature=0)
+    by_token = token_effects(reasoner, traces)
+    exact = [torch.tensor(part["effect"].to_numpy()) for _, part in by_token.groupby("trace")]
+    sentences = pd.DataFrame(
+        [dict(trace=i, start=a, stop=b, effect=e) for i, t in enumerate(traces)
+         for a, b, e in ((t.reasoning.start, t.reasoning.start + 1, 0.0),
+                         (t.reasoning.start + 1, t.reasoning.stop - 2, 0.5),
+                         (t.reasoning.stop - 2, t.reasoning.stop, 1.0))]
+    )  # fmt: skip
+    scores = {"cut_answer": exact, "position": [torch.arange(len(e)).float() for e in exact]}
+    judged = contest.judge(scores, traces, effects={"hidden": by_token, "sentences": sentences})
+    table = contest.standings(judged).set_index(["score", "measure"])["value"]
+    assert table["cut_answer", "Spearman, hidden"] == pytest.approx(1)
+    assert table["position", "Spearman, sentences"] == pytest.approx(1)
+    assert abs(table["position", "Spearman, hidden"]) < 0.9
+
+
+def test_costs_are_told_beside_a_plain_pass():
+    reasoner = tiny_reasoner()
+    written = tasks.load("stories", split="validation", n=3, seed=2)
+    traces = [reasoner.trace(row, row["reasoning"], row["response"]) for row in written]
+    scores, costs = contest.run_scores(reasoner, traces, ["position", "cut_all"])
+    assert list(scores) == ["position", "cut_all"] and costs["score"].tolist() == ["position", "cut_all"]
+    slow, quick = costs.set_index("score")["forward_equivalents"][["cut_all", "position"]]
+    assert slow > quick > 0
+    every, _ = contest.run_scores(reasoner, traces, steps=2)
+    assert "mask_network" not in every and len(every) > 12
+
+
+def test_telling_faithful_from_decorative():
+    high, low = [torch.tensor([0.0, 5.0])] * 3, [torch.tensor([0.0, 1.0]), torch.tensor([torch.nan, 2.0])]
+    assert contest.tells_apart(high, low) == {"largest": 1.0, "mean": 1.0}
+    assert contest.tells_apart(low, high)["largest"] == 0
+    assert contest.tells_apart(high, high)["mean"] == 0.5
+
+
+def test_the_figure_has_a_row_a_score_and_a_column_a_truth(planted_traces):
+    truth = [planted(t) for t in planted_traces]
+    judged = contest.judge({"cut_answer": [p.decisive.float() for p in truth]}, planted_traces)
+    fig = plots.standings(contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}, ["cut_answer"])
+    assert [a.get_title() for a in fig.axes] == ["path", "top"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["cut_answer"]
