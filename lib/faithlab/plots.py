@@ -165,7 +165,7 @@ GROUP_COLOURS = {
 def standings(
     table: pd.DataFrame, measures: Mapping[str, str], order: Sequence[str], *, chance: Mapping[str, float] | None = None
 ) -> plt.Figure:
-    """Scores as rows, truths as columns of dots with 95 % intervals; a dashed line is chance. `table` as made by
+    """Scores as rows, truths as columns of dots with 95 % intervals; a dashed line is `chance`. `table` as made by
     `contest.standings`, `measures` from name to heading, `order` from the lowest row up."""
     fig, axes = plt.subplots(
         1, len(measures), figsize=(3 * len(measures) + 2, 0.27 * len(order) + 1.4), sharey=True, layout="constrained",
@@ -178,7 +178,7 @@ def standings(
                 colour = GROUP_COLOURS.get(r.group, PALETTE[7])
                 ax.plot([r.low, r.high], [row, row], color=colour, linewidth=2, alpha=0.6)
                 ax.plot(r.value, row, "o", color=colour, markersize=5)
-        if chance and measure in chance:
+        if chance is not None and measure in chance:
             ax.axvline(chance[measure], color="grey", linestyle="--", linewidth=0.9)
         ax.set_title(heading, fontsize=10)
         ax.grid(axis="y", color="0.93")

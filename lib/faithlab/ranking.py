@@ -44,7 +44,8 @@ def auroc(scores, truth) -> float:
 def average_precision(scores, truth) -> float:
     """Mean over true tokens of the precision among all tokens that score at least as high; in (0, 1].
 
-    By chance about the share of true tokens. NaN where no token is true.
+    By chance it is above the share of true tokens: with one true token among N, (1 + 1/2 + ... + 1/N) / N. NaN where no
+    token is true.
     """
     values, labels = _ranked(scores, truth)
     yes = labels > 0
