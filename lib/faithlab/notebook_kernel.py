@@ -169,15 +169,21 @@ def execute(source: Path, working: Path, parameters: Mapping[str, Any], timeout:
         raise
     except PapermillExecutionError as error:
         status = "failed"
-        message = f"in In [{error.exec_count}]: {_last_line(error.ename, error.evalue)}"
+        message = f"in cell In [{error.exec_count}]: {_last_line(error.ename, error.evalue)}"
         text = f"{message}\n\n{error.source}\n\n" + "\n".join(error.traceback)
     except CellTimeoutError:
         cell = _running_cell(copy)
-        status, message = "timeout", f"its {timeout:g} s ran out in In [{cell[0]}]; allow more with --timeout SECONDS"
+        status, message = (
+            "timeout",
+            f"its {timeout:g} s ran out in cell In [{cell[0]}]; allow more with --timeout SECONDS",
+        )
         text = f"{message}\n\n{cell[1]}"
     except DeadKernelError:
         cell = _running_cell(copy)
-        status, message = "failed", f"the kernel died in In [{cell[0]}], often for lack of memory; try --profile tiny"
+        status, message = (
+            "failed",
+            f"the kernel died in cell In [{cell[0]}], often for lack of memory; try --profile tiny",
+        )
         text = f"{message}\n\n{cell[1]}"
     except OSError as error:
         why = error.strerror or error

@@ -22,6 +22,7 @@ SHOWN = [
     ("01_reasoning_traces", "early answering, area over the curve, {}"),
     ("02_attention_heads", "overlap lower behind high FAI"),
     ("03_attention_flow", "answer changed, {} by flow hidden"),
+    ("04_saliency_masks", "decisive, average precision, {}"),
 ]
 
 
