@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, unknown
 
 Example = tuple[str, str, str]  # question, reasoning, answer
 
@@ -20,6 +20,16 @@ INSTRUCTION = (
     "Solve the problem. First write your reasoning in short sentences. "
     "Then write a last line that starts with 'Answer:' and holds only the final answer."
 )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, owner/model, and not that of a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def unknown_reasoner(name: str) -> FaithlabError:
+    """The error for a name that no reasoner can have."""
+    return unknown("reasoner", name, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
 
 
 def question_text(problem: str | Mapping) -> str:

@@ -1,7 +1,8 @@
 """One way into every attention call of a model: whatever its architecture and backend, it is left as it was.
 
 transformers looks an attention function up by name at every call. For the time of a block the name is ours, and the
-call goes to a handler, which is given the backend's own function and may look, change, or answer in its place."""
+call goes to a handler, which is given the backend's own function and may look, change, or answer in its place.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ turns the comparisons and the token's own state into how far the token is opened
 
 Training minimises the very objective of `faithlab.saliency`, so no teacher is needed; with `teacher` the distance to
 given masks is minimised instead. The policy's weights get no gradient. The network goes on training beside a policy
-that changes (`MaskTrainer.step`)."""
+that changes (`MaskTrainer.step`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from faithlab.errors import FaithlabError
 from faithlab.likelihood import Scope, until_answer
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.results import write_atomically
-from faithlab.saliency import FLOOR, SPARSITY, Saliency, batches_of
+from faithlab.saliency import FLOOR, SPARSITY, Saliency, batches_of, undefined
 from faithlab.traces import Trace, collate
 
 
@@ -186,7 +187,7 @@ class MaskTrainer:
 @torch.no_grad()
 def predict_masks(network: MaskNetwork, model, traces: Sequence[Trace], *, pad_id: int = 0) -> list[Tensor]:
     """Saliency u of each reasoning token, on the CPU, one tensor a trace; NaN for traces without an answer."""
-    out = [torch.full((t.reasoning.stop - t.reasoning.start,), torch.nan) for t in traces]
+    out = [undefined(t) for t in traces]
     for batch in batches_of(traces):
         tokens, reader, valid = read_states(model, [traces[i] for i in batch], network.config.layers, pad_id)
         u = network(tokens, reader)

@@ -8,7 +8,8 @@ in the reasoning: 0 changes nothing, minus infinity hides the token. Which rows 
 
 What is computed once is kept as keys and values without gradient. Each evaluation runs the other rows against them, and
 its attention reads the kept columns where they lie: nothing is concatenated or repeated over heads, and gradient flows
-to the bias and to the rows that were run, not to the kept columns."""
+to the bias and to the rows that were run, not to the kept columns.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ class MaskedAnswer:
         batch = collate(cropped, pad_id=pad_id, shared=shared, device=device)
         starts = batch.starts[:, None]
         # All rows before the first that any trace has to run are the prefix.
-        first = [(t.reasoning.stop if scope == "answer" else t.prompt.stop) for t in cropped]
-        first = [min(f, t.answer.start, len(t) - len(t.input_ids_after)) for f, t in zip(first, cropped, strict=True)]
+        spoken = [t.reasoning.stop if scope == "answer" else t.prompt.stop for t in cropped]
+        first = [min(row, len(t) - len(t.input_ids_after)) for row, t in zip(spoken, cropped, strict=True)]
         upto = int((batch.starts + torch.tensor(first, device=device)).min())
         self.prefix: list[tuple[Tensor, Tensor]] = []
         if upto > 0:
@@ -91,15 +92,13 @@ class MaskedAnswer:
         """log p of each trace's answer, in nats, under `bias`: [trace, token], [trace, head, token] or
         [trace, layer, head, token]. Raises `FaithlabError` if it is not finite."""
         spread = None if bias is None else self._spread(bias)
+        alike = self._felt(spread[:, 0]) if spread is not None and spread.shape[1] == 1 else None
 
         def attend(function, module, query, key, value, mask, scaling=None, **options):
             if options.get("s_aux") is not None:
                 raise FaithlabError("this model's attention has sinks beside the tokens, which masks cannot reach")
             if spread is not None:
-                felt = spread[:, module.layer_idx if spread.shape[1] > 1 else 0]
-                mask = mask + torch.where(
-                    self.felt, felt[:, :, None], torch.zeros((), dtype=mask.dtype, device=mask.device)
-                )
+                mask = mask + (self._felt(spread[:, module.layer_idx]) if alike is None else alike)
             prefix = self.prefix[module.layer_idx] if self.prefix else None
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return _attention(query, key, value, prefix, mask, scale, options.get("softcap")), None
@@ -119,6 +118,10 @@ class MaskedAnswer:
         if not torch.isfinite(total).all():
             raise FaithlabError("log p(answer) is not finite: load the model in float32, or check its weights for NaN")
         return total
+
+    def _felt(self, spread: Float[Tensor, "trace head column"]) -> Float[Tensor, "trace head row column"]:
+        """The bias of columns where a row feels it, 0 elsewhere."""
+        return torch.where(self.felt, spread[:, :, None], spread.new_zeros(()))
 
     def _spread(self, bias: Tensor) -> Float[Tensor, "trace layer head column"]:
         """The bias of reasoning tokens as one of columns."""

@@ -27,7 +27,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from faithlab.errors import FaithlabError, check_number, first_words, unknown
-from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, Example, Format, PlainFormat
+from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat, is_hub_id, unknown_reasoner
 from faithlab.generation import Rollout, generate_ids, stream_key
 from faithlab.traces import Trace, build_trace
 
@@ -242,8 +242,8 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
         raise FaithlabError(f"{name} is a file; give the folder that save_pretrained wrote")
     if name.startswith((".", "/", "~")):
         raise FaithlabError(f"no such folder: {path.absolute()}; give a folder with a saved model")
-    if name.count("/") != 1:
-        raise unknown("reasoner", name, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
+    if not is_hub_id(name):
+        raise unknown_reasoner(name)
     remedy = f"check the id and the network, or give a local folder ({path.absolute()} is none)"
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         remedy = f"this run is offline: `faithlab notebooks --online`, or unset HF_HUB_OFFLINE; {remedy}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from faithlab.errors import FaithlabError, unknown
-from faithlab.formats import EMBEDDED
+from faithlab.formats import EMBEDDED, is_hub_id, unknown_reasoner
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 PROFILES = Path(__file__).parent / "configs" / "notebooks"
@@ -200,8 +200,8 @@ def place(name: str, value: Any) -> Any:
     if name.endswith("reasoner") and value not in EMBEDDED:
         if path.is_dir():
             return str(path.absolute())
-        if value.count("/") != 1 or value.startswith((".", "/", "~")):
-            raise unknown("reasoner", value, (*EMBEDDED, "a folder with a saved model", "a hub id such as owner/model"))
+        if not is_hub_id(value):
+            raise unknown_reasoner(value)
     return value
 
 

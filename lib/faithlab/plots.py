@@ -28,6 +28,13 @@ COLOURS = {
     "abacus": PALETTE[0],
     "smollm2": PALETTE[2],
 }
+GROUP_COLOURS = {
+    "mask": PALETTE[0],
+    "causal": PALETTE[2],
+    "gradient": PALETTE[1],
+    "attention": PALETTE[4],
+    "control": PALETTE[7],
+}
 EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
     "effect", [(0.0, PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, PALETTE[0])]
 )
@@ -151,15 +158,6 @@ def intervals(
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sns.despine(ax=ax)
     return ax
-
-
-GROUP_COLOURS = {
-    "mask": PALETTE[0],
-    "causal": PALETTE[2],
-    "gradient": PALETTE[1],
-    "attention": PALETTE[4],
-    "control": PALETTE[7],
-}
 
 
 def standings(

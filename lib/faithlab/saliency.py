@@ -160,7 +160,7 @@ def optimise_mask(
         raise FaithlabError("no traces to find a mask for; give at least one")
     found = {name: torch.full((len(traces),), torch.nan) for name in ("full_logp", "suppressed_logp", "restored_logp")}
     found |= dict(steps=torch.zeros(len(traces), dtype=torch.long), converged=torch.zeros(len(traces)).bool())
-    masks = [torch.full((t.reasoning.stop - t.reasoning.start,), torch.nan) for t in traces]
+    masks = [undefined(t) for t in traces]
     bar = tqdm(total=len(traces), disable=not progress, desc="masks", unit="trace", leave=False)
     with bar, frozen(model):
         for batch in batches_of(traces, batch_size):
@@ -231,6 +231,11 @@ def _descend(
         bias=found, full_logp=full, suppressed_logp=suppressed, restored_logp=restored, steps=taken,
         converged=stale >= patience,
     )  # fmt: skip
+
+
+def undefined(trace: Trace) -> Float[Tensor, " token"]:
+    """A score of the trace's reasoning tokens that is nowhere defined: NaN."""
+    return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
 
 
 def batches_of(traces: Sequence[Trace], size: int | None = None) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ cheap relatives of the optimised mask are defined here; attention and flow score
                 mask_network                              its prediction, by the `network` that is passed
     gradient    gradient_open, gradient_floor, integrated_gradients, gradient_x_input
     causal      cut_answer, cut_all                       leave one out (AtMan, arXiv 2301.08110)
-    attention   last_layer, received, rollout, flow, waad, fai
+    attention   last_layer, answer_attention, received, rollout, flow, waad, fai
     control     entropy, position, random
 """
 
@@ -30,7 +30,7 @@ from faithlab.graph_scores import attention_rollout, received_attention
 from faithlab.likelihood import until_answer
 from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
-from faithlab.saliency import FLOOR, batches_of, optimise_mask
+from faithlab.saliency import FLOOR, batches_of, optimise_mask, undefined
 from faithlab.traces import Trace, collate
 
 Scores = list[Float[Tensor, " token"]]
@@ -86,7 +86,7 @@ def mask_network(reasoner, traces, *, network: MaskNetwork | None = None, **unus
 
 def _mask_gradients(reasoner, traces, points: Sequence[float], scope: str = "answer") -> Scores:
     """Mean over `points` of the gradient of log p(answer) by the mask, with the whole mask at that value."""
-    out: list[Tensor | None] = [None] * len(traces)
+    out = [undefined(t) for t in traces]
     with frozen(reasoner.model):
         for batch in batches_of(traces):
             problem = MaskedAnswer(reasoner.model, [traces[i] for i in batch], scope, reasoner.pad_id)
@@ -96,11 +96,7 @@ def _mask_gradients(reasoner, traces, points: Sequence[float], scope: str = "ans
                 total += torch.autograd.grad(problem.logp(mask).sum(), mask)[0] / len(points)
             for row, i in enumerate(batch):
                 out[i] = total[row, : traces[i].reasoning.stop - traces[i].reasoning.start].cpu()
-    return [_undefined(t) if o is None else o for t, o in zip(traces, out, strict=True)]
-
-
-def _undefined(trace: Trace) -> Tensor:
-    return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
+    return out
 
 
 @_register("gradient")
@@ -126,7 +122,7 @@ def integrated_gradients(reasoner, traces, *, floor: float = FLOOR, **unused) ->
 @_register("gradient")
 def gradient_x_input(reasoner, traces, **unused) -> Scores:
     """|embedding . d log p(answer) / d embedding| of each token."""
-    out, model = [_undefined(t) for t in traces], reasoner.model
+    out, model = [undefined(t) for t in traces], reasoner.model
     with frozen(model):
         for batch in batches_of(traces):
             cropped = [until_answer(traces[i]) for i in batch]
@@ -150,7 +146,7 @@ def gradient_x_input(reasoner, traces, **unused) -> Scores:
 @_register("causal", "cut_answer", "cut_all")
 def _cut(reasoner, traces, *, name, **unused) -> Scores:
     table = token_effects(reasoner, traces, method="cut", scope=name.split("_")[1])
-    out = [_undefined(t) for t in traces]
+    out = [undefined(t) for t in traces]
     for i, part in table.groupby("trace"):
         out[i] = torch.tensor(part["effect"].to_numpy(), dtype=torch.float32)
     return out
@@ -158,7 +154,7 @@ def _cut(reasoner, traces, *, name, **unused) -> Scores:
 
 def _maps(reasoner, traces, layers):
     """The head means of the layers' attention, [layer, query, key], one trace after the other."""
-    order = sorted(range(len(traces)), key=lambda i: len(traces[i]))
+    order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))  # the first of a batch is its longest
     depth = reasoner.model.config.num_hidden_layers
     while order:
         size = max(1, MAPS_AT_ONCE // (depth * len(traces[order[0]]) ** 2))
@@ -175,7 +171,7 @@ def _readers(trace: Trace) -> slice:
 
 def _from_maps(layers, function) -> Callable[..., Scores]:
     def scores(reasoner, traces, **unused) -> Scores:
-        out = [_undefined(t) for t in traces]
+        out = [undefined(t) for t in traces]
         chosen = [reasoner.model.config.num_hidden_layers - 1] if layers == "last" else layers
         answered = [i for i, t in enumerate(traces) if t.answered]
         for k, maps in _maps(reasoner, [traces[i] for i in answered], chosen):
