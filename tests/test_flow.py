@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import faithlab.flow
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow, trace_flows
 from faithlab.graph_scores import attention_rollout, max_flow, received_attention
@@ -319,18 +320,27 @@ def test_thousands_of_hops_of_a_sliding_window_stay_exact(leak):
 
 
 def test_the_two_ways_to_reachability_agree():
-    from faithlab.flow import _in_logarithms, _log_reachability
+    from faithlab.flow import _graph, _in_logarithms, _log_reachability
 
     w = attention(50, 2, 0.3)
     answer = torch.zeros(50, dtype=torch.bool)
     answer[45:47] = True
-    graph = w.tril(-1).T.contiguous()
-    graph[answer] = 0
-    fast = _log_reachability(graph[None], answer[None])[0]
-    slow = _in_logarithms(graph, answer)
+    fast = _log_reachability(w[None], answer[None])[0]
+    slow = _in_logarithms(_graph(w, answer), answer)
     assert torch.equal(fast.isneginf(), slow.isneginf())
     known = ~fast.isneginf()
     assert fast[known].tolist() == pytest.approx(slow[known].tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7, 49])
+def test_blocks_of_rows_change_nothing(block, monkeypatch):
+    maps = torch.stack([attention(50, seed, 0.3) for seed in (3, 4)])
+    prompts, answers = [slice(0, 9), torch.tensor([2, 11])], [torch.tensor([20, 33, 45, 46]), slice(48, 50)]
+    whole = trace_flows(maps, prompts, answers)
+    monkeypatch.setattr(faithlab.flow, "BLOCK", block)
+    for a, b in zip(whole, trace_flows(maps, prompts, answers), strict=True):
+        assert a.throughput.tolist() == pytest.approx(b.throughput.tolist(), rel=1e-12)
+        assert a.reachability.tolist() == pytest.approx(b.reachability.tolist(), rel=1e-12)
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------

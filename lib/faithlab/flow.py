@@ -13,8 +13,9 @@ evenly over its tokens, and must end in the answer:
 Answer tokens absorb: what reaches them leaves for a virtual sink. Since rows of W' sum to 1, tau = 2 f at every token
 before the answer from which the answer can be reached, so ranking by throughput is ranking by inflow.
 
-Both sweeps are triangular solves. They run in float64, where h of softmax attention has room; where even that is not
-enough (hard zeros of sliding windows, thousands of hops) h is computed in logarithms instead.
+Both sweeps are triangular solves, made block by block of rows, so that float64 is held for a few rows of the map only:
+at thousands of tokens a second map costs more than all the arithmetic. float64 has room for h of softmax attention;
+where even that is not enough (hard zeros of sliding windows, thousands of hops) h is computed in logarithms instead.
 
     >>> import torch
     >>> weights = torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0.1, 0.7, 0.2]])  # a prompt token, a thought, an answer
@@ -36,6 +37,8 @@ from torch import Tensor
 from faithlab.errors import FaithlabError
 from faithlab.spans import Span, span_mask
 
+BLOCK = 128  # rows of the map that are taken into float64 at a time
+
 # Outside this range a positive float64 is not trusted to be what it stands for.
 SMALLEST, LARGEST = 1e-250, 1e250
 
@@ -49,7 +52,7 @@ class Flow:
     `undeliverable` what was injected at prompt tokens without a way to the answer: the two sum to 1.
     """
 
-    weights: Float[Tensor, "source target"]  # W, answer rows 0
+    map: Float[Tensor, "query key"]  # as it was given, and not a copy
     log_reachability: Float[Tensor, " token"]
     inflow: Float[Tensor, " token"]
     throughput: Float[Tensor, " token"]
@@ -59,6 +62,11 @@ class Flow:
 
     def __len__(self) -> int:
         return len(self.inflow)
+
+    @property
+    def weights(self) -> Float[Tensor, "source target"]:
+        """W, the graph; answer rows are 0, since answer tokens absorb."""
+        return _graph(self.map, self.answer)
 
     @property
     def reachability(self) -> Float[Tensor, " token"]:
@@ -197,7 +205,8 @@ def trace_flow(weights: Float[Tensor, "query key"], prompt: Span, answer: Span) 
 def trace_flows(
     weights: Float[Tensor, "batch query key"], prompts: Sequence[Span], answers: Sequence[Span]
 ) -> list[Flow]:
-    """`trace_flow` for a batch of maps of one size, in two triangular solves for all.
+    """`trace_flow` for a batch of maps of one size, in two sweeps for all. The flows hold the maps and no copies: do
+    not change these in place afterwards.
 
     Padding tokens take part in nothing as long as nobody attends to them. A trace whose answer is out of reach is no
     error here: its flow says so (`reachable` is False) and is 0.
@@ -217,21 +226,16 @@ def trace_flows(
 
 
 def _flows(
-    weights: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
+    maps: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
 ) -> list[Flow]:
-    # [source, target], a view, made in place: writing to fresh memory costs more here than all the arithmetic
-    graph = weights.to(torch.float64, copy=True).tril_(-1).transpose(1, 2)
-    graph[answer] = 0
-    log_h = _log_reachability(graph, answer)
+    log_h = _log_reachability(maps, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
     lost = torch.where(log_h.isneginf(), inject, 0).sum(1)
     inject = torch.where(log_h.isneginf(), 0, inject)
-    inflow = _inflow(graph, log_h, inject)
+    inflow = _inflow(maps, answer, log_h, inject)
     throughput = inflow * torch.where(answer | log_h.isneginf(), 1.0, 2.0)
     lost = torch.where(lost > 1 - 1e-12, torch.ones_like(lost), lost).tolist()
-    return [
-        Flow(graph[b], log_h[b], inflow[b], throughput[b], prompt[b], answer[b], lost[b]) for b in range(len(graph))
-    ]
+    return [Flow(maps[b], log_h[b], inflow[b], throughput[b], prompt[b], answer[b], lost[b]) for b in range(len(maps))]
 
 
 def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) -> None:
@@ -242,52 +246,79 @@ def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) ->
         raise FaithlabError("no attention maps to trace flow on; give at least one")
     if not len(weights) == len(prompts) == len(answers):
         raise FaithlabError(f"{len(weights)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
-    low, high = weights.aminmax() if weights.numel() else (weights.new_zeros(()),) * 2  # NaN if there is any
-    if not torch.isfinite(high - low):
+    # Some rows at a time, so that no second map is made and the rows are read from memory once.
+    extremes = []
+    for first in range(0, weights.shape[1], BLOCK):
+        rows = weights[:, first : first + BLOCK]
+        low, high = rows.aminmax()  # NaN if there is any
+        extremes.append(torch.stack([low, high, rows[:, :, first:].triu(1).amax()]))
+    low, high, ahead = torch.stack(extremes or [weights.new_zeros(3)]).double().T.tolist()
+    if not all(map(math.isfinite, low + high)):
         raise FaithlabError("the attention map holds NaN or infinity: compute it in float32, or check the model")
-    if low < 0:
+    if min(low) < 0:
         raise FaithlabError("the attention map holds negative weights; attention probabilities are not negative")
-    rows = 512  # at a time, so that no second map is made
-    if any(weights[:, i : i + rows, i:].triu(1).amax() > 1e-6 for i in range(0, weights.shape[1], rows)):
+    if max(ahead) > 1e-6:
         raise FaithlabError("a token attends to a later one: is the map [query, key], and not transposed?")
 
 
-def _log_reachability(graph: Float[Tensor, "batch source target"], answer: Bool[Tensor, "batch token"]):
+def _log_reachability(maps: Float[Tensor, "batch query key"], answer: Bool[Tensor, "batch token"]):
     """log h; -inf where the answer cannot be reached."""
-    h = _solve(graph, answer.to(graph.dtype), upper=True).clamp(min=0)
+    h = answer.to(torch.float64)  # what the rows so far bring to each token; finished from the end
+    for first, last, rows, corner in _blocks(maps, answer, backwards=True):
+        h[:, first:last] = _solved(corner.transpose(1, 2), h[:, first:last], upper=True)
+        brought = (h[:, None, first:last] @ rows)[:, 0]
+        h[:, :first] += brought.masked_fill_(answer[:, :first], 0)
+    h = h.clamp_(min=0)
     log_h = h.log()
     # A zero may be an underflow, and so may be what was built on one. Tokens behind the answer are truly off the graph.
-    n = graph.shape[-1]
-    columns = torch.arange(n, device=graph.device)
+    columns = torch.arange(maps.shape[1], device=maps.device)
     before = columns < torch.where(answer, columns, -1).amax(1, keepdim=True)
     doubtful = before & ~((h > SMALLEST) & (h < LARGEST))
     for b in doubtful.any(1).nonzero().flatten().tolist():
-        if (graph[b, doubtful[b]].sum(1) > 0).any():
-            log_h[b] = _in_logarithms(graph[b], answer[b])
+        graph = _graph(maps[b], answer[b])
+        if (graph[doubtful[b]].sum(1) > 0).any():
+            log_h[b] = _in_logarithms(graph, answer[b])
     return log_h
 
 
-def _inflow(graph, log_h, inject) -> Float[Tensor, "batch token"]:
+def _inflow(maps, answer, log_h, inject) -> Float[Tensor, "batch token"]:
     """f. With g = f / h the equation loses W': g[k] = inject[k] / h[k] + sum_i g[i] W[i, k]. Where h has too wide a
     range for that, W' is made after all."""
     known = ~log_h.isneginf()
     span = torch.where(known, log_h, 0.0).abs().amax()
     if span < math.log(LARGEST):
-        h = log_h.exp()
-        source = torch.where(known, inject / torch.where(known, h, 1.0), 0.0)
-        matrix, scale = graph, h
+        scale = log_h.exp()
+        g = torch.where(known, inject / torch.where(known, scale, 1.0), 0.0)
     else:
-        matrix, source, scale = _conditioned(graph, log_h), inject, 1.0
-    return (_solve(matrix.transpose(1, 2), source, upper=False) * scale).clamp(min=0)
+        graphs = torch.stack([_graph(m, a) for m, a in zip(maps, answer, strict=True)])
+        maps, g, scale = _conditioned(graphs, log_h).transpose(1, 2), inject.clone(), 1.0
+    for first, last, rows, corner in _blocks(maps, answer):
+        sent = g[:, :first].masked_fill(answer[:, :first], 0)
+        g[:, first:last] = _solved(corner, g[:, first:last] + (rows @ sent[:, :, None])[:, :, 0], upper=False)
+    return (g * scale).clamp(min=0)
 
 
-def _solve(strict: Float[Tensor, "batch row column"], right: Float[Tensor, "batch row"], *, upper: bool):
-    """x of (1 - strict) x = right, for a strictly triangular matrix; its diagonal is used meanwhile, and 0 again."""
-    diagonal = strict.diagonal(dim1=1, dim2=2)
-    diagonal.fill_(-1)
-    solved = torch.linalg.solve_triangular(strict, -right[..., None], upper=upper)[..., 0]
-    diagonal.fill_(0)
-    return solved
+def _blocks(maps: Float[Tensor, "batch query key"], answer: Bool[Tensor, "batch token"], *, backwards: bool = False):
+    """The map by blocks of rows, in float64: `first, last`, their weights on the columns before `first`, and the square
+    from `first` to `last`, strictly lower, answer columns 0. The tensors are valid until the next block."""
+    b, n, _ = maps.shape
+    space = maps.new_empty(b * BLOCK * n, dtype=torch.float64)  # one for all: fresh memory is what costs
+    starts = range(0, n, BLOCK)
+    for first in reversed(starts) if backwards else starts:
+        last = min(first + BLOCK, n)
+        rows = space[: b * (last - first) * last].view(b, last - first, last).copy_(maps[:, first:last, :last])
+        corner = rows[:, :, first:].tril(-1).masked_fill_(answer[:, None, first:last], 0)
+        yield first, last, rows[:, :, :first], corner
+
+
+def _solved(strict: Float[Tensor, "batch row column"], right: Float[Tensor, "batch row"], *, upper: bool):
+    """x of (1 - strict) x = right, for a strictly triangular matrix."""
+    return torch.linalg.solve_triangular(-strict, right[..., None], upper=upper, unitriangular=True)[..., 0]
+
+
+def _graph(weights: Float[Tensor, "query key"], answer: Bool[Tensor, " token"]) -> Float[Tensor, "source target"]:
+    """W: who sends to whom, in float64."""
+    return weights.to(torch.float64, copy=True).tril_(-1).T.masked_fill(answer[:, None], 0)
 
 
 def _in_logarithms(graph: Float[Tensor, "source target"], answer: Bool[Tensor, " token"]) -> Float[Tensor, " token"]:
