@@ -21,6 +21,8 @@ from faithlab.errors import FaithlabError, unknown
 
 # name -> (module, one line for `faithlab --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("faithlab.training", "train one arm of an experiment with one seed, and measure it"),
+    "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
 }
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from faithlab import processes
 from faithlab.biases import evaluating, frozen
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import Scope, until_answer
@@ -88,13 +89,7 @@ class MaskNetwork(nn.Module):
         Raises `FaithlabError` if it cannot be written.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / ".mask_network.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
-            temporary.replace(folder / "mask_network.safetensors")
-        except OSError as error:
-            raise FaithlabError(f"cannot write {folder}: {error.strerror}; free space or choose another") from error
+        _write_tensors(self.state_dict(), folder / "mask_network.safetensors")
         write_atomically(folder / "mask_network.json", json.dumps(asdict(self.config), indent=1) + "\n")
 
     @classmethod
@@ -108,6 +103,17 @@ class MaskNetwork(nn.Module):
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise FaithlabError(f"no readable mask network in {folder} ({error}); train it again") from error
         return network.to(device)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write beside and rename, so that a killed run leaves no half file under the name."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise FaithlabError(f"cannot write {path.parent}: {error.strerror}; free space or choose another") from error
 
 
 @torch.no_grad()
@@ -153,9 +159,12 @@ class MaskTrainer:
 
     def step(self, model, traces: Sequence[Trace], teacher: Saliency | None = None) -> dict[str, float]:
         """One update on these traces (those that have an answer and a reasoning). Returns `loss`, `logp` (mean, under
-        the mask), `opened` (mean u), or {} if no trace can be used."""
+        the mask), `opened` (mean u), or {} if no trace can be used. Processes that train together share gradients, so
+        that all of them have the same network."""
         usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         if not usable:
+            if processes.count() > 1:  # the others wait for this one's gradient
+                self._update(sum(p.sum() for p in self.network.parameters()) * 0.0)
             return {}
         batch = [traces[i] for i in usable]
         tokens, reader, valid = read_states(model, batch, self.network.config.layers, self.pad_id)
@@ -175,11 +184,31 @@ class MaskTrainer:
                 self._update(loss)
         return {k: v.mean().item() for k, v in dict(loss=loss, logp=logp, opened=opened).items()}
 
+    def save(self, folder: str | Path) -> None:
+        """Write the optimiser's state beside the network's (`MaskNetwork.save`). Raises `FaithlabError` if it cannot be
+        written."""
+        state = self.optimiser.state_dict()["state"]
+        tensors = {f"{i}.{name}": torch.as_tensor(v).cpu() for i, part in state.items() for name, v in part.items()}
+        _write_tensors(tensors, Path(folder) / "mask_optimiser.safetensors")
+
+    def load(self, folder: str | Path) -> None:
+        """Take up what `save` wrote. Raises `FaithlabError` for a folder without it."""
+        try:
+            tensors = load_file(Path(folder) / "mask_optimiser.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise FaithlabError(f"no readable mask optimiser in {folder} ({error}); train it again") from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+
     def _update(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
         self.optimiser.zero_grad()
         loss.backward()
+        processes.average(p.grad for p in self.network.parameters() if p.grad is not None)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
 

@@ -87,6 +87,21 @@ class Reasoner:
         rollout = Rollout([*completion, end] if end is not None else completion, end is not None, True)
         return self.read(self.prompt_ids(question), rollout, question)
 
+    def answering(self, trace: Trace, answer: str) -> Trace:
+        """The same prompt and reasoning with another answer in the place of the trace's, as if it had been written.
+
+        Raises `FaithlabError` for a trace without an answer, and for words that the tokenizer does not hold.
+        """
+        if not trace.answered:
+            raise FaithlabError("the trace has no answer that another could take the place of")
+        piece = trace.pieces[trace.answer.start]
+        space = piece[: len(piece) - len(piece.lstrip())]
+        written = self.ids(space + str(answer).strip())
+        end = self.tokenizer.eos_token_id
+        before = trace.input_ids[trace.prompt.stop : trace.answer.start].tolist()
+        rollout = Rollout([*before, *written, *([end] if end is not None else [])], end is not None, True)
+        return self.read(trace.input_ids[trace.prompt].tolist(), rollout, trace.problem or "")
+
     def read(self, prompt: list[int], rollout: Rollout, problem: str | Mapping) -> Trace:
         """The trace of what was written after a prompt: ids in, spans found by this reasoner's answer marker."""
         row = problem if isinstance(problem, Mapping) else {"question": problem}
@@ -270,7 +285,11 @@ def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtyp
     broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise FaithlabError(f"{name!r} holds weights that are not finite ({broken[0]}, …). Remedy: {remedy}")
-    model.to(device).eval()
+    return as_reasoner(model.to(device).eval(), tokenizer, name)
+
+
+def as_reasoner(model, tokenizer, name: str = "policy") -> Reasoner:
+    """A reasoner of a model that is at hand, such as one in training, with the format its checkpoint would get."""
     if name == "abacus" or getattr(model.config, "faithlab_format", None) == "abacus":
         return Reasoner(name, model, tokenizer, AbacusFormat(), max_new_tokens=256)
     if tokenizer.chat_template:

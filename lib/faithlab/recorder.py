@@ -8,6 +8,7 @@ back afterwards, also after an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,16 @@ class Recorded:
     entropy: Float[Tensor, "batch column"] | None
 
 
-class _Tape:
-    """The records of the pass in progress: a handler for `intercepted` that looks and lets pass."""
+class _Enough(Exception):
+    """Ends a forward pass whose upper layers nobody reads."""
 
-    def __init__(self, layers: Sequence[int]):
-        self.wanted, self.records = set(layers), {}
+
+class _Tape:
+    """The records of the pass in progress: a handler for `intercepted` that looks and lets pass. With `end` the pass is
+    broken off once all is recorded."""
+
+    def __init__(self, layers: Sequence[int], end: bool):
+        self.wanted, self.end, self.records = set(layers), end, {}
 
     def __call__(self, function, module, query, key, value, attention_mask, scaling=None, **options):
         index = getattr(module, "layer_idx", None)
@@ -68,6 +74,8 @@ class _Tape:
             window = options.get("sliding_window") or getattr(module, "sliding_window", None)
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             self.records[index] = LayerRecord(query.detach(), key.detach(), scale, options.get("softcap"), window)
+            if self.end and len(self.records) == len(self.wanted):
+                raise _Enough
         return function(module, query, key, value, attention_mask, scaling=scaling, **options)
 
 
@@ -75,10 +83,11 @@ class _Tape:
 def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False) -> Recorded:
     """Run the model once over a batch and keep queries and keys of `layers`, and token entropies if asked for.
 
-    Logits are never made for all tokens at once: entropies are computed from the last hidden states, some at a time.
+    Without entropies the pass ends in the last layer that is read. Logits are never made for all tokens at once:
+    entropies are computed from the last hidden states, some at a time.
     """
-    tape = _Tape(layers)
-    with intercepted(model, tape):
+    tape, hidden = _Tape(layers, end=not entropy), None
+    with intercepted(model, tape), suppress(_Enough):
         hidden = model.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

@@ -1,11 +1,36 @@
-"""Reward functions for `reward_funcs` of any TRL trainer: plain callables, one value a rollout."""
+"""Reward functions for `reward_funcs` of any TRL trainer: plain callables, one value a rollout.
+
+    outcome          1 where the stated answer is right
+    format_reward    1 where there is a reasoning and then an answer
+    length_reward    0 up to a length, then falling to -1 (TRL's soft overlong punishment)
+    SaliencyReward   how much the answer needs the reasoning that stands before it (AtManRL, arXiv 2604.16158)
+
+Two rewards are balanced by `faithlab.balance.Balanced`, which is such a callable too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from faithlab import tasks
-from faithlab.traces import split_text
+from faithlab.errors import FaithlabError, check_number, unknown
+from faithlab.likelihood import answer_logp, reasoning_hidden_logp
+from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
+from faithlab.models import Reasoner
+from faithlab.rollouts import rollouts_of
+from faithlab.saliency import optimise_mask
+from faithlab.traces import Trace, split_text
+
+METHODS = ("optimiser", "network", "cut")
+REDUCTIONS = ("mean", "sum", "topk", "drop", "shift")
+TARGETS = ("own", "gold")
+NATS = 10.0  # of `drop`: a loss of so many nats is worth the whole reward
 
 
 def completion_text(completion: str | Sequence[Mapping]) -> str:
@@ -20,10 +45,190 @@ def outcome(completions, answer: Sequence[str], task: str | Sequence[str] = "sto
     countdown's `numbers` and `target`) reach the task's scorer. The answer is what follows the last answer marker.
     """
     kinds = [task] * len(completions) if isinstance(task, str) else task
+    rows = problems_of(dict(answer=answer, **columns), len(completions))
     rewards = []
-    for i, (completion, kind) in enumerate(zip(completions, kinds, strict=True)):
+    for completion, kind, row in zip(completions, kinds, rows, strict=True):
         text = completion_text(completion)
         start, end = split_text(text).answer
-        per_row = {k: v[i] for k, v in columns.items() if isinstance(v, Sequence) and len(v) == len(completions)}
-        rewards.append(tasks.scorer(kind)(text[start:end], {**per_row, "answer": answer[i]}).value)
+        rewards.append(tasks.scorer(kind)(text[start:end], row).value)
     return rewards
+
+
+def format_reward(completions, **columns) -> list[float]:
+    """1.0 where a reasoning stands before an answer marker and an answer behind it, else 0.0.
+
+    Templates that begin the completion with an open `<think>` for the model are no obstacle: the tag itself is no
+    reasoning, and need not be in the completion.
+    """
+    rewards = []
+    for completion in completions:
+        text = completion_text(completion)
+        split = split_text(text)
+        reasoning = text[slice(*split.reasoning)].removeprefix("<think>").strip()
+        rewards.append(float(bool(reasoning) and split.answer[1] > split.answer[0]))
+    return rewards
+
+
+def length_reward(limit: int, tail: int) -> Callable[..., list[float]]:
+    """TRL's soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): 0 for completions of up to `limit - tail`
+    tokens, falling to -1 at `limit`."""
+    from trl.rewards import get_soft_overlong_punishment  # late: importing TRL takes seconds
+
+    check_number("limit", limit, 1, whole=True)
+    check_number("tail", tail, 1, limit, whole=True)
+    return get_soft_overlong_punishment(limit, tail)
+
+
+def problems_of(columns: Mapping, count: int) -> list[dict]:
+    """The problem of each rollout, from the data-set columns that TRL passes as lists."""
+    lists = {k: v for k, v in columns.items() if isinstance(v, Sequence) and not isinstance(v, str) and len(v) == count}
+    return [{k: v[i] for k, v in lists.items()} for i in range(count)]
+
+
+class SaliencyReward:
+    """How much a rollout's answer needs its reasoning, under the policy as it is now; in [0, 1] but for "sum".
+
+    Args:
+        reasoner: the policy with its tokenizer and format; its model is the very object that is trained.
+        method: "optimiser" (`optimise_mask` on every rollout), "network" (a mask network, trained along with the
+            policy unless `train_network=False`), or "cut" (no mask: log p with and without the reasoning).
+        target: whose likelihood: the rollout's "own" answer, or the "gold" one (column `answer`) in its place.
+        reduction: from the saliencies s[j] of the reasoning to one number. The paper's is not public; ours are choices.
+            "mean" of s; "sum" of s, which pays for length; "topk", the mean of the `k` highest;
+            "drop", `clip((log p - log p_hidden) / 10 nats, 0, 1)`;
+            "shift", `(p_restored - p_hidden) / max(1, sum s)`, the rise of p(answer) per token that was opened.
+        gate: "correct" gives 0 where the answer is wrong (columns `answer`, `task`).
+        network, rate: the mask network (made for the policy if None) and its learning rate.
+        options: of `optimise_mask`, such as `steps`, `floor`, `sparsity`, `scope`.
+
+    A rollout without a whole answer gets None: TRL counts it as 0 in the sum of rewards and leaves it out of the mean
+    that is logged. One without any reasoning gets 0: nothing stands there that could matter.
+
+    The model is left as it was, and only the mask gets gradient. Seconds, mean saliency and the mask network's loss go
+    to `log_metric`, where the trainer passes it.
+
+    Raises `FaithlabError` for unknown names, and for combinations that have no meaning.
+    """
+
+    def __init__(
+        self,
+        reasoner: Reasoner,
+        *,
+        method: str = "optimiser",
+        target: str = "own",
+        reduction: str = "mean",
+        k: int = 5,
+        gate: str | None = None,
+        network: MaskNetwork | None = None,
+        train_network: bool = True,
+        rate: float = 3e-3,
+        **options,
+    ):
+        for kind, name, known in (
+            ("method of the saliency reward", method, METHODS), ("target", target, TARGETS),
+            ("reduction", reduction, REDUCTIONS), ("gate", gate or "correct", ("correct",)),
+        ):  # fmt: skip
+            if name not in known:
+                raise unknown(kind, name, known)
+        if method == "cut" and reduction != "drop":
+            raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' with it")
+        if method == "network" and reduction in ("drop", "shift"):
+            raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
+        check_number("k", k, 1, whole=True)
+        self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
+        self.gate, self.options, self.trainer = gate, options, None
+        self.__name__ = "saliency"  # what TRL logs it as
+        if method == "network":
+            network = network or MaskNetwork.for_model(reasoner.model)
+            settings = {name: options[name] for name in ("scope", "sparsity") if name in options}
+            self.network = network
+            if train_network:
+                self.trainer = MaskTrainer(network, rate=rate, pad_id=reasoner.pad_id, **settings)
+
+    def __call__(
+        self, prompts, completions, completion_ids=None, log_metric=None, log_extra=None, **columns
+    ) -> list[float | None]:
+        start = time.perf_counter()
+        problems = problems_of(columns, len(completions))
+        if completion_ids is None:
+            completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
+        traces = rollouts_of(self.reasoner, [self._prompt_ids(p) for p in prompts], completion_ids, problems)
+        rewards = self.of_traces(traces, log_metric=log_metric)
+        if self.gate == "correct":
+            right = outcome(completions, **columns)
+            rewards = [None if r is None else r * float(x > 0) for r, x in zip(rewards, right, strict=True)]
+        if log_metric is not None:
+            log_metric("saliency/seconds", time.perf_counter() - start)
+        if log_extra is not None:
+            log_extra("saliency", rewards)
+        return rewards
+
+    def of_traces(self, traces: Sequence[Trace], *, log_metric=None) -> list[float | None]:
+        """The reward of each trace, before any gate."""
+        if self.target == "gold":
+            if any("answer" not in (t.problem or {}) for t in traces):
+                raise FaithlabError("target='gold' needs the right answer of each rollout: a data-set column 'answer'")
+            traces = [self.reasoner.answering(t, t.problem["answer"]) if t.answered else t for t in traces]
+        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
+        rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
+        if usable:
+            for i, value in zip(usable, self._values([traces[i] for i in usable], log_metric), strict=True):
+                rewards[i] = value
+        return rewards
+
+    def _values(self, traces: list[Trace], log_metric) -> list[float]:
+        model = self.reasoner.model
+        if self.method == "cut":
+            lost = answer_logp(self.reasoner, traces) - reasoning_hidden_logp(self.reasoner, traces)
+            return (lost / NATS).clamp(0, 1).tolist()
+        if self.method == "network":
+            if self.trainer is not None and model.training:  # evaluation must not move it
+                for name, value in self.trainer.step(model, traces).items():
+                    if log_metric is not None:
+                        log_metric(f"mask_network/{name}", value)
+            return [self._reduce(u) for u in predict_masks(self.network, model, traces, pad_id=self.reasoner.pad_id)]
+        found = optimise_mask(model, traces, pad_id=self.reasoner.pad_id, **self.options)
+        if log_metric is not None:
+            log_metric("saliency/steps", float(found.steps.float().mean()))
+        if self.reduction == "drop":
+            return ((found.full_logp - found.suppressed_logp) / NATS).clamp(0, 1).tolist()
+        if self.reduction == "shift":
+            rise = found.restored_logp.exp() - found.suppressed_logp.exp()
+            return [max(0.0, float(r / s.sum().clamp(min=1))) for r, s in zip(rise, found.values, strict=True)]
+        return [self._reduce(s) for s in found.values]
+
+    def _reduce(self, s: Float[Tensor, " token"]) -> float:
+        if self.reduction == "sum":
+            return float(s.sum())
+        return float(s.mean() if self.reduction == "mean" else s.topk(min(self.k, len(s))).values.mean())
+
+    def _prompt_ids(self, prompt) -> list[int]:
+        """As TRL's trainers tokenise it: a text as it stands, messages through the chat template."""
+        tokenizer = self.reasoner.tokenizer
+        if isinstance(prompt, str):
+            return tokenizer(prompt).input_ids
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Keep the mask network and its optimiser with a checkpoint, so that training can go on from there."""
+        if self.method == "network":
+            self.network.save(folder)
+            if self.trainer is not None:
+                self.trainer.save(folder)
+
+    def load(self, folder: str | Path) -> None:
+        """Take up what `save` kept. Raises `FaithlabError` for a folder without it."""
+        if self.method == "network":
+            kept = MaskNetwork.load(folder, self.reasoner.device)
+            self.network.load_state_dict(kept.state_dict())
+            if self.trainer is not None:
+                self.trainer.load(folder)
+
+
+def group_numbers(prompts: Sequence) -> Tensor:
+    """The number of each rollout's group: neighbours with the same prompt are of one group."""
+    numbers, current = [], -1
+    for i, prompt in enumerate(prompts):
+        current += i == 0 or prompt != prompts[i - 1]
+        numbers.append(current)
+    return torch.tensor(numbers, dtype=torch.long)

@@ -1,0 +1,144 @@
+"""An experiment's arm: one YAML file that says what is trained, on what, for which reward and credit.
+
+    task: stories                        # see faithlab.tasks
+    problems: {hops: [2, 4], hint: weak} # options of the task, for training
+    steps: 100
+    saliency: {method: optimiser}        # options of rewards.SaliencyReward; left out: outcome alone
+    balance: {mode: fixed, weight: 0.5}  # options of balance.Balanced
+    credit: {name: flow, quantile: 0.4}  # see faithlab.credit; left out: uniform
+
+Everything has a default (`Arm`), and nothing unknown is passed over: a misspelt key is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from faithlab import credit, tasks
+from faithlab.balance import Balanced
+from faithlab.errors import FaithlabError, check_number, unknown
+from faithlab.rewards import SaliencyReward
+from faithlab.saliency import optimise_mask
+
+ARMS = Path(__file__).parent / "configs" / "arms"
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+SCALES = ("group", "batch", "none")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+CREDIT_KEYS = (
+    "name",
+    "quantile",
+    "amplify",
+    "bottom",
+    "sign",
+    "normalise",
+    "layers",
+    "freeze_heads",
+    "compare",
+    "saliency",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one run trains; see the module's head. Numbers of prompts and rollouts are per step."""
+
+    name: str = "unnamed"
+    reasoner: str = "abacus"
+    task: str = "stories"
+    problems: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 100
+    prompts: int = 16
+    rollouts: int = 8
+    learning_rate: float = 5e-4
+    warmup: int = 5
+    temperature: float = 1.0
+    max_completion_length: int = 224
+    beta: float = 0.0
+    loss: str = "dapo"
+    scale_rewards: str = "group"
+    aggregation: str = "sum_then_normalize"
+    iterations: int = 1
+    accumulation: int = 1
+    saliency: Mapping[str, Any] | None = None
+    balance: Mapping[str, Any] = field(default_factory=dict)
+    credit: Mapping[str, Any] = field(default_factory=dict)
+    lora: int = 0  # rank; 0: all weights are trained
+    save_every: int = 25
+    keep_rollouts_every: int = 25
+    test_problems: int = 200  # of each condition, measured before and after
+
+    def __post_init__(self):
+        check_number("steps", self.steps, 0, whole=True)  # 0: only measure
+        for key in ("prompts", "rollouts", "max_completion_length", "iterations", "accumulation", "save_every",
+                    "keep_rollouts_every", "test_problems"):  # fmt: skip
+            check_number(key, getattr(self, key), 1, whole=True)
+        check_number("rollouts", self.rollouts, 2, whole=True)
+        check_number("warmup", self.warmup, 0, whole=True)
+        check_number("lora", self.lora, 0, whole=True)
+        check_number("learning_rate", self.learning_rate, 0, above=True)
+        check_number("temperature", self.temperature, 0, above=True)
+        check_number("beta", self.beta, 0)
+        for kind, name, known in (
+            ("loss", self.loss, LOSSES), ("scaling of rewards", self.scale_rewards, SCALES),
+            ("aggregation of rewards", self.aggregation, AGGREGATIONS), ("task", self.task, tuple(tasks.names())),
+            ("credit strategy", self.credit.get("name", "uniform"), credit.STRATEGIES),
+        ):  # fmt: skip
+            if name not in known:
+                raise unknown(kind, name, known)
+        if self.prompts * self.rollouts % self.accumulation:
+            raise FaithlabError(
+                f"{self.prompts} x {self.rollouts} rollouts do not split into {self.accumulation} parts"
+            )
+        _known_keys("saliency", self.saliency or {}, _options(SaliencyReward) | _options(optimise_mask))
+        _known_keys("balance", self.balance, _options(Balanced))
+        _known_keys("credit", self.credit, set(CREDIT_KEYS))
+        if self.balance and self.saliency is None:
+            raise FaithlabError("there is nothing to balance: give `saliency` too, or leave `balance` out")
+
+
+def read_arm(source: str | Path) -> Arm:
+    """An arm from a YAML file, or by the name of one that is shipped (`arm_names`).
+
+    Raises `FaithlabError` for a missing file, one that is no mapping, an unknown key or a value out of range.
+    """
+    path = Path(source)
+    if not path.is_file() and path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        path = ARMS / f"{source}.yaml"
+        if not path.is_file():
+            raise unknown("arm", source, arm_names())
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise FaithlabError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise FaithlabError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise FaithlabError(f"{path} must hold `key: value` lines; got a {type(content).__name__}")
+    _known_keys(str(path.name), content, {f.name for f in dataclasses.fields(Arm)})
+    for f in dataclasses.fields(Arm):
+        if f.name in content and "Mapping" in str(f.type) and not isinstance(content[f.name], dict | None):
+            raise FaithlabError(f"{f.name} in {path.name} must hold `key: value` lines, not {content[f.name]!r}")
+    return Arm(**{"name": path.stem} | {k: v for k, v in content.items() if v is not None})
+
+
+def arm_names() -> list[str]:
+    """The arms that are shipped."""
+    return sorted(p.stem for p in ARMS.glob("*.yaml"))
+
+
+def _options(function) -> set[str]:
+    """The keyword-only options of a function or class."""
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _known_keys(where: str, given: Mapping, known: set[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise unknown(f"key in {where}:", key, sorted(known))

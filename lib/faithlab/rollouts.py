@@ -1,0 +1,159 @@
+"""Between a trainer's tensors and traces: rollouts read as traces, and scores of their tokens as tensors again.
+
+A trainer holds a batch as prompts padded on the left and completions padded on the right. `read_rollouts` makes traces
+of it (which part of a completion is reasoning, which is answer), `score_rollouts` the scores that token credit reads,
+[batch, completion token], NaN where a score is undefined: outside the response, and in rollouts without an answer where
+a score asks how much the answer needs a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from faithlab import heads, token_scores
+from faithlab.attention import AttentionSummary, capture
+from faithlab.errors import unknown
+from faithlab.flow import trace_flows
+from faithlab.generation import Rollout, end_ids
+from faithlab.graph_scores import received_attention
+from faithlab.models import Reasoner
+from faithlab.traces import Trace
+
+# What a score is read from: a want of `attention.capture`, or None for those of `faithlab.token_scores`.
+SCORES: dict[str, str | None] = {
+    "waad": "profiles",
+    "fai": "profiles",
+    "flow": "mean_map",
+    "received": "mean_map",
+    "entropy": "entropy",
+    "gradient": None,
+    "saliency": None,
+    "random": None,
+}
+MAP_ENTRIES = 2**24  # of attention maps held at a time
+
+
+def read_rollouts(
+    reasoner: Reasoner,
+    prompt_ids: Int[Tensor, "batch prompt"],
+    prompt_mask: Int[Tensor, "batch prompt"],
+    completion_ids: Int[Tensor, "batch completion"],
+    completion_mask: Int[Tensor, "batch completion"],
+    problems: Sequence[Mapping] | None = None,
+) -> list[Trace]:
+    """The trace of each rollout. What is padding is taken from the masks, never from ids."""
+    rows = zip(
+        prompt_ids.tolist(), prompt_mask.tolist(), completion_ids.tolist(), completion_mask.tolist(), strict=True
+    )
+    prompts, completions = [], []
+    for prompt, real, completion, written in rows:
+        prompts.append(prompt[len(prompt) - sum(real) :])
+        completions.append(completion[: sum(written)])
+    return rollouts_of(reasoner, prompts, completions, problems)
+
+
+def rollouts_of(
+    reasoner: Reasoner,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    problems: Sequence[Mapping] | None = None,
+) -> list[Trace]:
+    """The traces of prompts and what was written after them, as lists of token ids. A completion that does not end in
+    an end token was cut off."""
+    ends = end_ids(reasoner.model, reasoner.tokenizer)
+    traces = []
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ended = bool(len(completion)) and completion[-1] in ends
+        rollout = Rollout(list(completion), ended, ended)
+        traces.append(reasoner.read(list(prompt), rollout, problems[i] if problems else {}))
+    return traces
+
+
+def score_rollouts(
+    names: Sequence[str],
+    reasoner: Reasoner,
+    traces: Sequence[Trace],
+    width: int,
+    *,
+    layers: str | Sequence[int] = "middle",
+    groups: AttentionSummary | None = None,
+    horizon: tuple[int, int | None] = heads.HORIZON,
+    seed: int = 0,
+    saliency: Mapping | None = None,
+) -> tuple[dict[str, Float[Tensor, "batch completion"]], AttentionSummary | None]:
+    """The named scores (see `SCORES`), by name, on the CPU, and the head groups that were used (None if no attention
+    was read).
+
+    Args:
+        width: columns of the completions.
+        layers, groups, horizon: of `attention.capture`; `groups` freezes the choice of local and global heads.
+        seed: of the random score.
+        saliency: options of `faithlab.saliency.optimise_mask` for the score "saliency".
+
+    Raises `FaithlabError` for an unknown name and whatever a score refuses.
+    """
+    for name in names:
+        if name not in SCORES:
+            raise unknown("rollout score", name, tuple(SCORES))
+    out = {name: torch.full((len(traces), width), torch.nan) for name in names}
+    wanted = tuple(dict.fromkeys(SCORES[n] for n in names if SCORES[n]))
+    if wanted:
+        groups = _from_attention(out, wanted, reasoner, traces, dict(layers=layers, groups=groups, horizon=horizon))
+    if "random" in out:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand(len(traces), width, generator=generator)
+        for i, t in enumerate(traces):
+            _place(out["random"], i, t, t.response, noise[i, : t.response.stop - t.response.start])
+    found = dict(gradient="gradient_x_input", saliency="saliency_answer")
+    for name in found.keys() & out.keys():
+        options = dict(saliency or {}) if name == "saliency" else {}
+        for i, values in enumerate(token_scores.score(found[name], reasoner, traces, **options)):
+            _place(out[name], i, traces[i], traces[i].reasoning, values)
+    return out, groups
+
+
+def _place(target: Tensor, row: int, trace: Trace, span: slice, values: Tensor) -> None:
+    """Values over `span` of a trace, into the columns of its completion."""
+    start = span.start - trace.prompt.stop
+    target[row, start : start + len(values)] = values.float()
+
+
+def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], options: dict) -> AttentionSummary | None:
+    """Fill in all scores that are read from attention, by one pass over each part of the batch."""
+    written = sorted(
+        (i for i, t in enumerate(traces) if t.response.stop > t.response.start), key=lambda i: -len(traces[i])
+    )
+    if not written:
+        return options["groups"]
+    size = max(1, MAP_ENTRIES // len(traces[written[0]]) ** 2) if "mean_map" in wanted else len(written)
+    functions: dict[str, Callable] = dict(
+        waad=lambda read, t: read.waad,
+        fai=lambda read, t: read.fai,
+        entropy=lambda read, t: read.entropy,
+        received=lambda read, t: received_attention(read.mean_map, t.response)[t.response],
+        flow=lambda read, t: _throughput(read.mean_map, t),
+    )
+    for first in range(0, len(written), size):
+        part = written[first : first + size]
+        found = capture(reasoner.model, [traces[i] for i in part], want=wanted, pad_id=reasoner.pad_id, **options)
+        options = options | dict(groups=found)  # the rest of the batch reads the same heads
+        for i, read in zip(part, found.traces, strict=True):
+            for name in out.keys() & functions.keys():
+                _place(out[name], i, traces[i], traces[i].response, functions[name](read, traces[i]))
+    return options["groups"]
+
+
+def _throughput(weights: Float[Tensor, "query key"], trace: Trace) -> Float[Tensor, " response"]:
+    """Throughput of the response's tokens before the answer, NaN on the answer, which takes in all flow by definition,
+    and everywhere where no flow reaches it."""
+    through = torch.full((trace.response.stop - trace.response.start,), torch.nan)
+    if trace.answered:
+        (flow,) = trace_flows(weights[None], [trace.prompt], [trace.answer])
+        if flow.reachable:
+            inner = slice(trace.reasoning.start, trace.answer.start)
+            through[: inner.stop - inner.start] = flow.throughput[inner].float()
+    return through

@@ -1,0 +1,74 @@
+"""What a training run leaves behind while it goes on: a log of every step, sample rollouts, and the best model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from transformers import TrainerCallback
+
+from faithlab.results import write_atomically
+
+NOT_METRICS = (
+    "epoch",
+    "total_flos",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+)
+
+
+class RunLog(TrainerCallback):
+    """Writes `log.csv`, `rollouts.jsonl` and `best/` into the run's folder; see `faithlab.training`.
+
+    The log is the trainer's own history, which a checkpoint holds, so a resumed run's log has every step once.
+    """
+
+    def __init__(self, trainer, folder: Path, keep_every: int):
+        self.trainer, self.folder, self.keep_every = trainer, Path(folder), keep_every
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and (path := self.folder / "rollouts.jsonl").is_file():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))  # what came after the checkpoint comes again
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "reward" not in (logs or {}):
+            return
+        rows = [row for row in state.log_history if "reward" in row]
+        table = pd.DataFrame(rows).drop(columns=list(NOT_METRICS), errors="ignore")
+        if len(table):
+            table = table[["step", *(c for c in table.columns if c != "step")]]
+            write_atomically(self.folder / "log.csv", table.to_csv(index=False, float_format="%.5g"))
+        if state.global_step % self.keep_every == 0 or state.global_step == 1:
+            self._keep_rollouts(state.global_step, args.num_generations)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Keep the model if the mean reward since the last checkpoint is the highest so far."""
+        values = [row["reward"] for row in state.log_history if "reward" in row]
+        every = int(args.save_steps)
+        means = [sum(values[i : i + every]) / len(values[i : i + every]) for i in range(0, len(values), every)]
+        if means and means[-1] == max(means):
+            self.trainer.save_model(str(self.folder / "best"))
+
+    def _keep_rollouts(self, step: int, count: int) -> None:
+        """Append one group of the rollouts that this step learned from."""
+        logs = self.trainer._logs
+        columns = dict(prompt=logs["prompt"], completion=logs["completion"], advantage=logs["advantages"])
+        columns |= {f"reward_{k}": v for k, v in logs["rewards"].items()} | dict(logs["extra"])
+        columns = {k: list(v)[:count] for k, v in columns.items()}
+        lines = []
+        for i in range(min(map(len, columns.values()), default=0)):
+            row = {k: v[i] for k, v in columns.items()}
+            lines.append(json.dumps(dict(step=step, **row), ensure_ascii=False, default=str) + "\n")
+        with (self.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # a line that a killed run left half written

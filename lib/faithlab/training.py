@@ -1,0 +1,192 @@
+"""`faithlab train`: one arm with one seed, resumable, measured on held-out problems when it is done.
+
+In the run's folder:
+
+    arm.json          what was asked for; a folder serves one arm and seed
+    log.csv           one row a step: TRL's metrics and ours
+    rollouts.jsonl    a group of rollouts every so many steps, with rewards and saliency
+    checkpoint-N/     the last two states that training can go on from
+    best/, last/      models: of the highest mean reward between two checkpoints, and of the end
+    held_out.csv      one row a held-out problem (`faithlab.held_out`); there once the run is finished
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from faithlab import held_out, rewards, tasks
+from faithlab.arms import Arm, arm_names, read_arm
+from faithlab.balance import Balanced
+from faithlab.errors import FaithlabError, check_number
+from faithlab.models import Reasoner, load_reasoner
+from faithlab.results import write_atomically
+
+
+def prompts_of(reasoner: Reasoner, rows, task: str):
+    """A data set as TRL wants it: a `prompt` column and the `task` beside the task's own columns."""
+    return rows.map(lambda row: {"prompt": reasoner.format.prompt(row, reasoner.tokenizer), "task": task})
+
+
+def reward_of(arm: Arm, reasoner: Reasoner):
+    """The arm's reward function."""
+    if arm.saliency is None:
+        return rewards.outcome
+    return Balanced(rewards.SaliencyReward(reasoner, **arm.saliency), **arm.balance)
+
+
+def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save: bool = True):
+    """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`."""
+    from accelerate import PartialState
+    from transformers import set_seed  # late, as TRL below: importing them takes seconds
+
+    from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
+
+    set_seed(seed)
+    reasoner = load_reasoner(arm.reasoner, dtype=torch.float32 if arm.reasoner == "abacus" else None)
+    cuda, processes = torch.cuda.is_available(), PartialState().num_processes
+    if arm.prompts * arm.rollouts % (arm.accumulation * processes):
+        raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {processes} processes")
+    given = {f"credit_{k}": v for k, v in arm.credit.items() if k != "name"}
+    config = FaithfulGRPOConfig(
+        output_dir=str(folder),
+        max_steps=max(1, arm.steps),
+        per_device_train_batch_size=arm.prompts * arm.rollouts // arm.accumulation // processes,
+        gradient_accumulation_steps=arm.accumulation,
+        num_generations=arm.rollouts,
+        num_iterations=arm.iterations,
+        max_completion_length=arm.max_completion_length,
+        temperature=arm.temperature,
+        beta=arm.beta,
+        loss_type=arm.loss,
+        scale_rewards=arm.scale_rewards,
+        multi_objective_aggregation=arm.aggregation,
+        learning_rate=arm.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=arm.warmup,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        use_cpu=not cuda,
+        bf16=cuda and arm.reasoner != "abacus",
+        activation_checkpointing=False,
+        logging_steps=1,
+        save_strategy="steps" if save else "no",
+        save_steps=arm.save_every,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=quiet,
+        seed=seed,
+        credit=arm.credit.get("name", "uniform"),
+        **given,
+    )
+    rows = tasks.load(arm.task, split="train", n=arm.prompts * max(1, arm.steps), seed=seed, **arm.problems)
+    options = {}
+    if arm.lora:
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise FaithlabError("lora needs the package peft: pip install peft") from error
+        options["peft_config"] = LoraConfig(r=arm.lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    return FaithfulGRPOTrainer(
+        model=reasoner.model,
+        args=config,
+        reward_funcs=reward_of(arm, reasoner),
+        train_dataset=prompts_of(reasoner, rows, arm.task),
+        processing_class=reasoner.tokenizer,
+        reasoner=reasoner,
+        **options,
+    )
+
+
+def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd.DataFrame:
+    """Train and measure one arm; go on where an interrupted run of the same arm and seed stopped.
+
+    Returns the table of `held_out.summary`. A finished run is not run again.
+
+    Raises `FaithlabError` if the folder is another arm's, if it cannot be written, or if the loss is not finite (the
+    last sound state is kept).
+    """
+    from faithlab.run_log import RunLog
+
+    check_number("seed", seed, 0, 2**31, whole=True)
+    folder = Path(folder)
+    _claim(folder, arm, seed)
+    if (folder / "held_out.csv").is_file():
+        return held_out.summary(pd.read_csv(folder / "held_out.csv"))
+    trainer = make_trainer(arm, seed, folder, quiet=quiet)
+    main = trainer.is_world_process_zero()
+    trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
+    try:
+        if arm.steps:
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    except FaithlabError:
+        if main:
+            trainer.save_model(str(folder / "stopped"))  # the weights before the step that failed
+        raise
+    except OSError as error:
+        raise FaithlabError(
+            f"cannot write to {folder}: {error.strerror}; free space and give the same command again to go on"
+        ) from error
+    if arm.steps and main:
+        trainer.save_model(str(folder / "last"))
+    table = held_out.measure(trainer.reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=not quiet)
+    if main:
+        write_atomically(folder / "held_out.csv", table.to_csv(index=False, float_format="%.5g"))
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    return held_out.summary(table)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written whole, or None. Its state file is written last, so a killed run's half
+    checkpoint lacks it."""
+    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def _claim(folder: Path, arm: Arm, seed: int) -> None:
+    """Note what the folder is for, or refuse one that is for something else."""
+    record = json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
+    path = folder / "arm.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            if path.read_text(encoding="utf-8") != record:
+                raise FaithlabError(f"{folder} holds a run of another arm or seed; give another --output")
+            return
+    except OSError as error:
+        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
+    write_atomically(path, record)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `faithlab train`."""
+    parser.description = __doc__
+    parser.epilog = f"Arms that are shipped: {', '.join(arm_names())}"
+    parser.add_argument("--config", required=True, metavar="ARM", help="a YAML file, or the name of a shipped arm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="the run's folder (default: runs/train/ARM-SEED)")
+    parser.add_argument("--steps", type=int, help="overrides the arm's")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def command(args: argparse.Namespace) -> int:
+    """`faithlab train`: train, or go on, and print what was measured."""
+    arm = read_arm(args.config)
+    if args.steps is not None:
+        arm = dataclasses.replace(arm, steps=args.steps)
+    folder = args.output or Path("runs/train") / f"{arm.name}-{args.seed}"
+    started = time.perf_counter()
+    found = train(arm, args.seed, folder, quiet=args.quiet)
+    print(found.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    print(
+        f"\n{arm.name}, seed {args.seed}: {time.perf_counter() - started:.0f} s; log, rollouts and models in {folder}"
+    )
+    return 0

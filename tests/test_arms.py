@@ -1,0 +1,99 @@
+"""Arms as YAML: every shipped one is sound, and every mistake is named."""
+
+import inspect
+
+import pandas as pd
+import pytest
+
+from faithlab.arms import ARMS, Arm, arm_names, read_arm
+from faithlab.errors import FaithlabError
+from faithlab.models import data_folder
+from faithlab.saliency import optimise_mask
+from faithlab.sweep import load_runs, read_plan
+
+
+@pytest.mark.parametrize("name", arm_names())
+def test_shipped_arms_are_sound_and_say_what_they_are_for(name):
+    arm = read_arm(name)
+    assert arm.name == name and (ARMS / f"{name}.yaml").read_text().startswith("# ")
+    if arm.saliency is not None and arm.credit:
+        assert arm.credit.get("name"), "two things at once must say which"
+
+
+def test_what_is_left_out_has_a_default(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 3\nproblems: {hops: [1, 2]}\nsaliency:\n")
+    assert read_arm(path) == Arm(name="mine", steps=3, problems={"hops": [1, 2]})
+    path.write_text("")
+    assert read_arm(str(path)) == Arm(name="mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "did you mean 'steps'"), ("- 3", "must hold `key: value` lines"), ("a: [1", "is no YAML"),
+        ("steps: three", "steps='three'"), ("steps: -1", "steps=-1"), ("rollouts: 1", "rollouts=1"),
+        ("loss: grpoo", "did you mean 'grpo'"), ("task: storys", "did you mean 'stories'"),
+        ("scale_rewards: std", "unknown scaling"), ("learning_rate: 0", "learning_rate=0"),
+        ("credit: {name: flo}", "did you mean 'flow'"), ("credit: {quantil: 0.2}", "did you mean 'quantile'"),
+        ("credit: flow", "must hold `key: value` lines"), ("saliency: {methd: cut}", "did you mean 'method'"),
+        ("saliency: {floor: -4, steps: 9, wiegt: 1}", "unknown key in saliency"),
+        ("balance: {mode: auto}", "nothing to balance"),
+        ("saliency: {}\nbalance: {wait: 1}", "unknown key in balance"), ("accumulation: 7", "do not split into 7"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(FaithlabError, match=message):
+        read_arm(path)
+
+
+def test_names_and_files_that_do_not_exist(tmp_path):
+    with pytest.raises(FaithlabError, match="unknown arm"):
+        read_arm("no_such_arm")
+    with pytest.raises(FaithlabError, match="cannot read"):
+        read_arm(tmp_path / "missing.yaml")
+
+
+def test_every_option_of_the_mask_can_be_given():
+    options = [p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    Arm(saliency=dict.fromkeys(options))
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_read_in_order(tmp_path):
+    path = tmp_path / "plan.csv"
+    path.write_text("arm,seed\ncredit_flow,1\ncredit_uniform,0\n")
+    assert read_plan(path) == [("credit_flow", 1), ("credit_uniform", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arm\nx", "needs the columns arm and seed"), ("", "is no CSV"), ("arm,seed\nnone,0", "unknown arm"),
+        ("arm,seed\ncredit_flow,x", "line 2 .* no whole number"),
+        ("arm,seed\ncredit_flow,0\ncredit_flow,0", "line 3 .* comes twice"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_plans_are_named(tmp_path, text, message):
+    path = tmp_path / "plan.csv"
+    path.write_text(text)
+    with pytest.raises(FaithlabError, match=message):
+        read_plan(path)
+    with pytest.raises(FaithlabError, match="cannot read"):
+        read_plan(tmp_path / "missing.csv")
+
+
+def test_the_committed_plan_and_results_fit_together():
+    folder = data_folder() / "results" / "training"
+    runs = read_plan(folder / "plan.csv")
+    log, held = load_runs()
+    assert {(a, s) for a, s in zip(held["arm"], held["seed"], strict=True)} <= set(runs), "every result is of the plan"
+    for name, part in held.groupby("arm"):
+        arm = read_arm(name)
+        assert part.groupby(["seed", "condition"]).size().eq(arm.test_problems).all()
+    trained = log.groupby(["arm", "seed"])["step"].max() if len(log) else pd.Series(dtype=float)
+    assert all(last == read_arm(arm).steps for (arm, _), last in trained.items())

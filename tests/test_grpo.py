@@ -1,0 +1,216 @@
+"""The trainer's contract with the pinned TRL: credit of one is TRL bit for bit, and gamma reaches the right tokens."""
+
+import copy
+
+import pytest
+import torch
+from tiny import tiny_reasoner
+from transformers import set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from faithlab import credit, rewards
+from faithlab.abacus.pilot import training_problems
+from faithlab.balance import Balanced
+from faithlab.errors import FaithlabError
+from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
+from faithlab.models import load_reasoner
+
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+
+
+def length_of(completions, completion_ids, **columns):
+    """A reward with spread, whatever a random model writes."""
+    return [float(len(ids) % 5) + ids[0] / 100 for ids in completion_ids]
+
+
+def trainer(folder, kind=FaithfulGRPOTrainer, reasoner=None, reward=length_of, steps=2, **options):
+    """A trainer of a tiny random model on 4 prompts x 2 rollouts a step, everything seeded."""
+    reasoner = reasoner or tiny_reasoner()
+    own = {k: options.pop(k) for k in ("credit",) if k in options}
+    config = GRPOConfig if kind is GRPOTrainer else FaithfulGRPOConfig
+    settings = dict(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, num_generations=2,
+        max_completion_length=24, learning_rate=1e-2, use_cpu=True, bf16=False, logging_steps=1, save_strategy="no",
+        report_to="none", seed=3, disable_tqdm=True, beta=0.0,
+    )  # fmt: skip
+    set_seed(3)
+    problems = training_problems(reasoner, 16, 0, hops=(1, 2))
+    args = config(**settings | options, **own)
+    return kind(model=reasoner.model, args=args, reward_funcs=reward, train_dataset=problems,
+                processing_class=reasoner.tokenizer)  # fmt: skip
+
+
+def weights_after(run):
+    run.train()
+    return {k: v.clone() for k, v in run.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_credit_of_one_is_trl_bit_for_bit(tmp_path, loss):
+    plain = weights_after(trainer(tmp_path, GRPOTrainer, loss_type=loss))
+    assert same(plain, weights_after(trainer(tmp_path, credit="uniform", loss_type=loss)))
+    assert same(plain, weights_after(trainer(tmp_path, credit="flow", credit_amplify=1.0, loss_type=loss)))
+    assert not same(plain, weights_after(trainer(tmp_path, credit="random", loss_type=loss)))
+
+
+@pytest.mark.parametrize("options", [
+    dict(num_iterations=2), dict(gradient_accumulation_steps=2, per_device_train_batch_size=4),
+    dict(gradient_accumulation_steps=2, per_device_train_batch_size=4, steps_per_generation=4, num_iterations=2),
+    dict(top_entropy_quantile=0.5), dict(mask_truncated_completions=True, max_completion_length=60),
+])  # fmt: skip
+def test_so_it_is_with_several_iterations_accumulation_and_the_rest(tmp_path, options):
+    options = dict(steps=3) | options
+    plain = weights_after(trainer(tmp_path, GRPOTrainer, **options))
+    assert same(plain, weights_after(trainer(tmp_path, credit="random", credit_amplify=1.0, **options)))
+    assert not same(plain, weights_after(trainer(tmp_path, credit="random", **options)))
+
+
+def test_it_holds_with_a_reference_model_too(tmp_path):
+    def weights(kind, **options):
+        reasoner = load_reasoner("abacus")  # TRL loads the reference from where the policy came from
+        return weights_after(trainer(tmp_path, kind, reasoner, beta=0.1, **options))
+
+    plain = weights(GRPOTrainer)
+    assert same(plain, weights(FaithfulGRPOTrainer, credit="flow", credit_amplify=1.0))
+    assert not same(plain, weights(FaithfulGRPOTrainer, credit="flow", credit_amplify=3.0))
+
+
+def test_a_ratio_of_whole_sequences_takes_credit_up_to_rounding(tmp_path):
+    options = dict(importance_sampling_level="sequence", steps=1, learning_rate=1e-3)
+    plain = weights_after(trainer(tmp_path, GRPOTrainer, **options))
+    ones = weights_after(trainer(tmp_path, credit="random", credit_amplify=1.0, **options))
+    assert all(torch.allclose(plain[k], ones[k], atol=1e-5) for k in plain)
+
+
+def test_uniform_computes_nothing(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("uniform credit must not read anything")
+
+    for name in ("read_rollouts", "score_rollouts"):
+        monkeypatch.setattr(f"faithlab.grpo.{name}", never)
+    run = trainer(tmp_path, steps=1)
+    run.train()
+    assert not any(key.startswith("credit") for row in run.state.log_history for key in row)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_is_that_of_scaled_advantages(tmp_path, loss):
+    """With the old policy the present one, every loss's gradient is that of -sum_t w A gamma[t] log p[t], with a weight
+    w of the loss type that does not depend on gamma: compare with TRL's own gradient of each token alone."""
+    run = trainer(tmp_path, loss_type=loss)
+    run.create_optimizer_and_scheduler(2)
+    run.model.train()
+    run.current_gradient_accumulation_steps = 1
+    inputs = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    gamma = 1 + torch.rand(inputs["completion_mask"].shape)
+
+    def gradient(advantages):
+        run.model.zero_grad()
+        run._compute_loss(run.model, {**inputs, "advantages": advantages}).backward()
+        return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
+
+    flat = inputs["advantages"].unsqueeze(1)
+    total = gradient(flat * gamma)
+    parts = torch.zeros_like(total)
+    for t in range(gamma.shape[1]):
+        only = torch.zeros_like(gamma)
+        only[:, t] = gamma[:, t]
+        parts += gradient(flat * only)
+    assert torch.allclose(total, parts, atol=1e-5 * float(total.abs().max())), loss
+    assert float((total - gradient(inputs["advantages"])).abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", [n for n in credit.STRATEGIES if n != "uniform"])
+def test_every_strategy_trains_and_is_logged(tmp_path, name):
+    run = trainer(tmp_path, credit=name, steps=1, credit_compare=["random", "entropy"],
+                  credit_saliency=dict(steps=3), max_completion_length=32)  # fmt: skip
+    run.train()
+    row = next(r for r in run.state.log_history if "reward" in r)
+    assert row["credit/seconds"] > 0 and {"credit/gamma_mean", "credit/share"} <= row.keys()
+    if name in ("random", "entropy", "local_chunk", "received_attention"):  # defined without an answer
+        assert row["credit/gamma_mean"] > 1 and 0 < row["credit/share"] <= 0.6
+        assert 0 <= row["credit/overlap_random" if name == "entropy" else "credit/overlap_entropy"] <= 1
+    assert row.keys() >= {"reward", "reward_std", "frac_reward_zero_std", "entropy", "completions/mean_length"}
+
+
+def test_gamma_stands_at_the_tokens_it_was_made_for(tmp_path):
+    """abacus, whose answers exist: advantages after TRL's shuffling are gamma times one number a rollout."""
+    run = trainer(
+        tmp_path, reasoner=load_reasoner("abacus"), credit="flow", credit_amplify=3.0, max_completion_length=160
+    )
+    run.model.train()
+    output = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    mask, advantages = output["completion_mask"].bool(), output["advantages"]
+    assert advantages.shape == mask.shape
+    from faithlab.rollouts import read_rollouts, score_rollouts
+
+    rows = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    traces = read_rollouts(run.reasoner, *(output[r] for r in rows))
+    scores, _ = score_rollouts(("flow",), run.reasoner, traces, mask.shape[1])
+    for i, t in enumerate(traces):
+        values = advantages[i].abs().unique()
+        if not t.answered or advantages[i].abs().max() == 0:
+            continue
+        assert len(values) == 2 and values[1] / values[0] == pytest.approx(3.0)
+        amplified = (advantages[i].abs() == values[1]).nonzero().flatten()
+        defined = (~scores["flow"][i].isnan()).nonzero().flatten()
+        best = defined[scores["flow"][i][defined].argsort(descending=True)[: len(amplified)]]
+        assert set(amplified.tolist()) == set(best.tolist()), "the tokens with the highest throughput"
+        assert amplified.max() < t.answer.start - t.prompt.stop
+
+
+def test_tool_tokens_get_no_credit(tmp_path):
+    run = trainer(tmp_path, credit="random", credit_quantile=1.0)
+    run.model.train()
+    output = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    output["advantages"] = output["advantages"].amax(1)
+    tools = torch.ones_like(output["completion_mask"])
+    tools[:, 3:6] = 0  # what a tool wrote
+    gamma = run._token_credit({**output, "tool_mask": tools})
+    assert (gamma[:, 3:6] == 1).all() and (gamma > 1).any()
+
+
+def test_positive_credit_leaves_negative_advantages_alone(tmp_path):
+    run = trainer(tmp_path, credit="random", credit_sign="positive", credit_quantile=1.0)
+    run.model.train()
+    output = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    for row, mask in zip(output["advantages"], output["completion_mask"].bool(), strict=True):
+        values = row[mask].abs().unique()
+        assert len(values) == 1 or row[mask].max() > 0
+
+
+def test_a_mask_network_is_kept_with_the_checkpoint_and_taken_up(tmp_path):
+    reasoner = load_reasoner("abacus")
+    torch.manual_seed(0)
+    start = copy.deepcopy(reasoner.model.state_dict())
+
+    def make(folder, steps, **options):
+        reasoner.model.load_state_dict(start)
+        torch.manual_seed(7)
+        reward = Balanced(rewards.SaliencyReward(reasoner, method="network"), mode="auto")
+        made = trainer(folder, reasoner=reasoner, reward=reward, steps=steps, max_completion_length=160,
+                       save_strategy="steps", save_steps=1, lr_scheduler_type="constant", **options)  # fmt: skip
+        return made, reward
+
+    whole, reward = make(tmp_path / "whole", 2)
+    whole.train()
+    expected = {k: v.clone() for k, v in reasoner.model.state_dict().items()}
+    kept = [p.detach().clone() for p in reward.saliency.network.parameters()]
+
+    broken, _ = make(tmp_path / "broken", 1)
+    broken.train()
+    again, reward = make(tmp_path / "broken", 2)
+    again.train(resume_from_checkpoint=True)
+    assert same(expected, reasoner.model.state_dict()), "resumed equals unbroken"
+    assert all(torch.equal(a, b) for a, b in zip(kept, reward.saliency.network.parameters(), strict=True))
+
+
+def test_problems_are_named(tmp_path):
+    with pytest.raises(FaithlabError, match="did you mean 'flow'"):
+        trainer(tmp_path, credit="flows")
+    with pytest.raises(FaithlabError, match="unknown credit strategy 'rythm'"):
+        trainer(tmp_path, credit="flow", credit_compare=["rythm"])

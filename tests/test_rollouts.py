@@ -1,0 +1,80 @@
+"""Rollouts as traces and back: spans, padding, and scores that equal those of the traces one by one."""
+
+import pytest
+import torch
+from tiny import tiny_reasoner, tiny_traces
+
+from faithlab import tasks
+from faithlab.attention import capture
+from faithlab.errors import FaithlabError
+from faithlab.flow import trace_flow
+from faithlab.models import load_reasoner
+from faithlab.rollouts import SCORES, read_rollouts, rollouts_of, score_rollouts
+from faithlab.token_scores import score
+from faithlab.traces import pad_rows
+
+
+def as_tensors(traces, pad_id=0):
+    """What a trainer holds: prompts padded on the left, completions on the right."""
+    prompts = pad_rows([t.input_ids[t.prompt] for t in traces], pad_id=pad_id, side="left")[:2]
+    completions = pad_rows([t.input_ids[t.prompt.stop :] for t in traces], pad_id=pad_id, side="right")[:2]
+    return (*prompts, *completions)
+
+
+def test_generated_traces_come_back_as_they_were():
+    reasoner = load_reasoner("abacus")
+    rows = tasks.load("stories", split="validation", n=6, seed=3, hops=(1, 4))
+    traces = reasoner.generate(rows, n=2, seed=1, max_new_tokens=60)  # some are cut off
+    assert {t.finished for t in traces} == {True, False}, "the case needs both kinds"
+    for pad_id in (reasoner.pad_id, reasoner.tokenizer.eos_token_id, 7):
+        again = read_rollouts(reasoner, *as_tensors(traces, pad_id), [t.problem for t in traces])
+        for a, b in zip(traces, again, strict=True):
+            assert torch.equal(a.input_ids, b.input_ids)
+            assert (a.prompt, a.reasoning, a.answer, a.finished) == (b.prompt, b.reasoning, b.answer, b.finished)
+            assert a.problem == b.problem and a.pieces == b.pieces
+
+
+def test_an_empty_completion_is_a_trace_without_reasoning_or_answer():
+    reasoner = tiny_reasoner()
+    (trace,) = rollouts_of(reasoner, [reasoner.prompt_ids("Ada has 3 pears.")], [[]])
+    assert not trace.answered and trace.reasoning.start == trace.reasoning.stop
+    found, _ = score_rollouts(tuple(SCORES), reasoner, [trace], 4)
+    assert all(v.isnan().all() and v.shape == (1, 4) for v in found.values())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_scores_are_those_of_each_trace_alone_in_its_columns(architecture):
+    reasoner = tiny_reasoner(architecture)
+    traces = tiny_traces(reasoner)
+    width = max(len(t) - t.prompt.stop for t in traces) + 3
+    found, groups = score_rollouts(tuple(SCORES), reasoner, traces, width, seed=5, horizon=(2, 6))
+    again, _ = score_rollouts(("flow", "fai"), reasoner, traces[::-1], width, groups=groups, horizon=(2, 6))
+    assert torch.allclose(again["flow"].flip(0), found["flow"], atol=1e-5, equal_nan=True)
+    for i, t in enumerate(traces):
+        alone = capture(reasoner.model, [t], want=("profiles", "mean_map", "entropy"), groups=groups, horizon=(2, 6))
+        (read,) = alone.traces
+        flow = trace_flow(read.mean_map, t.prompt, t.answer).throughput
+        before = slice(t.response.start - t.prompt.stop, t.response.stop - t.prompt.stop)
+        inner = slice(before.start, t.answer.start - t.prompt.stop)
+        for name in ("waad", "fai", "entropy"):
+            assert torch.allclose(found[name][i, before], getattr(read, name), atol=1e-5, equal_nan=True), name
+        assert torch.allclose(found["flow"][i, inner].double(), flow[t.reasoning.start : t.answer.start], atol=1e-5)
+        assert found["flow"][i, inner.stop :].isnan().all() and found["waad"][i, before.stop :].isnan().all()
+        reasoning = slice(before.start, t.reasoning.stop - t.prompt.stop)
+        for name, full in (("gradient", "gradient_x_input"), ("saliency", "saliency_answer")):
+            expected = score(full, reasoner, [t])[0]
+            assert torch.allclose(found[name][i, reasoning], expected, atol=2e-3, equal_nan=True), name
+
+
+def test_random_scores_follow_the_seed():
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+    one, two, other = (score_rollouts(("random",), reasoner, traces, 40, seed=s)[0]["random"] for s in (1, 1, 2))
+    assert torch.equal(one.nan_to_num(-1), two.nan_to_num(-1)) and not torch.equal(
+        one.nan_to_num(-1), other.nan_to_num(-1)
+    )
+
+
+def test_an_unknown_score_is_named():
+    with pytest.raises(FaithlabError, match="did you mean 'flow'"):
+        score_rollouts(("flows",), tiny_reasoner(), [], 4)

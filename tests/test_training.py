@@ -1,0 +1,212 @@
+"""Training from end to end: what a run leaves, and that interrupting it changes nothing."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from faithlab import held_out, sweep, training
+from faithlab.arms import Arm
+from faithlab.cli import main
+from faithlab.errors import FaithlabError
+from faithlab.models import load_reasoner
+
+SMALL = Arm(
+    name="small", problems={"hops": [1, 2], "hint": {"none": 0.5, "weak": 0.5}}, steps=4, prompts=4, rollouts=4,
+    max_completion_length=96, save_every=2, keep_rollouts_every=2, test_problems=4,
+    saliency={"method": "network"}, balance={"mode": "auto"}, credit={"name": "flow"},
+)  # fmt: skip
+YAML = """
+problems: {hops: [1, 2], hint: {none: 0.5, weak: 0.5}}
+steps: 6
+prompts: 4
+rollouts: 4
+max_completion_length: 96
+save_every: 2
+keep_rollouts_every: 2
+test_problems: 4
+saliency: {method: network}
+balance: {mode: auto}
+credit: {name: flow}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "small-3"
+    return folder, training.train(SMALL, 3, folder, quiet=True)
+
+
+def test_a_run_leaves_log_rollouts_models_and_measures(finished):
+    folder, found = finished
+    log = pd.read_csv(folder / "log.csv")
+    assert log["step"].tolist() == [1, 2, 3, 4]
+    assert {"reward", "balance/weight", "balance/saliency", "credit/gamma_mean", "mask_network/loss"} <= set(
+        log.columns
+    )
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert sorted({row["step"] for row in rows}) == [1, 2, 4] and len(rows) == 3 * SMALL.rollouts
+    assert len({row["prompt"] for row in rows if row["step"] == 2}) == 1, "a group is of one prompt"
+    assert {"completion", "advantage", "saliency", "reward_balanced"} <= rows[0].keys()
+    assert set(found["condition"]) == set(held_out.CONDITIONS)
+    assert {"right", "nats", "early"} <= set(found["quantity"])
+    for name in ("last", "best"):
+        assert load_reasoner(str(folder / name)).model.num_parameters() == load_reasoner().model.num_parameters()
+    start, end = load_reasoner().model.state_dict(), load_file(folder / "last" / "model.safetensors")
+    assert any(not torch.equal(start[k], v) for k, v in end.items()), "it was trained"
+    assert not list(folder.glob("checkpoint-*")), "a finished run needs no state to go on from"
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch):
+    folder, found = finished
+    monkeypatch.setattr(training, "make_trainer", lambda *a, **k: pytest.fail("it must not be made again"))
+    again = training.train(SMALL, 3, folder, quiet=True)
+    pd.testing.assert_frame_equal(found, again, rtol=1e-3)
+
+
+def test_a_folder_serves_one_arm_and_seed(finished):
+    folder, _ = finished
+    for arm, seed in ((SMALL, 4), (dataclasses.replace(SMALL, steps=5), 3)):
+        with pytest.raises(FaithlabError, match="another arm or seed"):
+            training.train(arm, seed, folder)
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    from faithlab.grpo import FaithfulGRPOTrainer
+
+    step = FaithfulGRPOTrainer.training_step
+
+    def stops(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(FaithfulGRPOTrainer, "training_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SMALL, 3, tmp_path, quiet=True)
+    monkeypatch.undo()
+    assert training.last_checkpoint(tmp_path).endswith("checkpoint-2")
+    training.train(SMALL, 3, tmp_path, quiet=True)
+    whole, resumed = (load_file(f / "last" / "model.safetensors") for f in (folder, tmp_path))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole), "bit for bit"
+    assert (folder / "held_out.csv").read_text() == (tmp_path / "held_out.csv").read_text()
+    columns = ["step", "reward", "balance/weight", "credit/gamma_mean"]
+    logs = [pd.read_csv(f / "log.csv")[columns] for f in (folder, tmp_path)]
+    pd.testing.assert_frame_equal(*logs)
+    kept = [(f / "rollouts.jsonl").read_text() for f in (folder, tmp_path)]
+    assert kept[0] == kept[1], "rollouts of a step stand there once"
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_sound_weights(tmp_path, monkeypatch):
+    from faithlab.grpo import FaithfulGRPOTrainer
+
+    loss = FaithfulGRPOTrainer.compute_loss
+    monkeypatch.setattr(
+        FaithfulGRPOTrainer,
+        "compute_loss",
+        lambda self, *a, **k: loss(self, *a, **k) * (float("nan") if self.state.global_step == 1 else 1),
+    )
+    with pytest.raises(FaithlabError, match="the loss is nan at step 2"):
+        training.train(SMALL, 3, tmp_path, quiet=True)
+    assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "stopped" / "model.safetensors").values())
+
+
+def test_a_full_disk_says_so_and_the_run_can_go_on(tmp_path, monkeypatch):
+    from faithlab.grpo import FaithfulGRPOTrainer
+
+    arm = dataclasses.replace(SMALL, steps=3, save_every=1)
+    save = FaithfulGRPOTrainer._save_checkpoint
+
+    def full(self, model, trial):
+        if self.state.global_step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, model, trial)
+
+    monkeypatch.setattr(FaithfulGRPOTrainer, "_save_checkpoint", full)
+    with pytest.raises(FaithlabError, match="No space left on device; free space and give the same command again"):
+        training.train(arm, 0, tmp_path, quiet=True)
+    monkeypatch.undo()
+    training.train(arm, 0, tmp_path, quiet=True)
+    assert pd.read_csv(tmp_path / "log.csv")["step"].tolist() == [1, 2, 3]
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path):
+    for number, whole in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert training.last_checkpoint(tmp_path / "none") is None
+
+
+def test_no_steps_means_to_measure_only(tmp_path):
+    found = training.train(
+        Arm(name="still", steps=0, test_problems=3, problems={"hops": [1, 1]}), 0, tmp_path, quiet=True
+    )
+    assert set(found["condition"]) == set(held_out.CONDITIONS) and not (tmp_path / "last").exists()
+
+
+def test_a_sweep_runs_what_is_not_finished(tmp_path, capsys):
+    arm = tmp_path / "quick.yaml"
+    arm.write_text("steps: 1\nprompts: 2\nrollouts: 2\nmax_completion_length: 32\ntest_problems: 2\n")
+    plan = tmp_path / "plan.csv"
+    plan.write_text(f"arm,seed\n{arm},0\n{arm},1\n")
+    call = ["sweep", "--plan", str(plan), "--output", str(tmp_path / "runs")]
+    assert main([*call, "--minutes", "0"]) == 0 and "not begun" in capsys.readouterr().out
+    assert main(call) == 0
+    capsys.readouterr()
+    assert main([*call, "--list"]) == 0
+    assert capsys.readouterr().out.count("finished") == 2
+    log, held = sweep.load_runs(tmp_path)
+    assert set(log["seed"]) == set(held["seed"]) == {0, 1} and "reward" in log.columns
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_where_it_was(tmp_path):
+    """kill -9 in the middle, the same command again, and a run that was never killed: the same weights."""
+    arm = tmp_path / "arm.yaml"
+    arm.write_text(YAML)
+
+    def command(folder):
+        return [sys.executable, "-m", "faithlab.cli", "train", "--config", str(arm), "--quiet", "--output", str(folder)]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(whole), check=True, env=environment(), capture_output=True)
+    process = subprocess.Popen(command(broken), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while training.last_checkpoint(broken) is None:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "held_out.csv").exists()
+    subprocess.run(command(broken), check=True, env=environment(), capture_output=True)
+    a, b = (load_file(f / "last" / "model.safetensors") for f in (whole, broken))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path):
+    """accelerate with two CPU processes: one log, the groups shared out, the mask network alike in both."""
+    arm = tmp_path / "arm.yaml"
+    arm.write_text(YAML.replace("steps: 6", "steps: 2"))
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    command = ["-m", "faithlab.cli", "train", "--config", str(arm), "--quiet", "--output", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *launch, *command], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    assert log["step"].tolist() == [1, 2] and log["reward"].notna().all()
