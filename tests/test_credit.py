@@ -95,8 +95,8 @@ def test_normalised_gamma_has_mean_one_over_the_mask():
 
 
 def test_overlap():
-    a, b = row(1.5, 1.5, 1.0, 1.0), row(1.0, 1.5, 1.5, 1.0)
-    assert credit.overlap(a, b) == pytest.approx(1 / 3) and math.isnan(credit.overlap(a * 0 + 1, a * 0 + 1))
+    a, b = row(True, True, False, False), row(False, True, True, False)
+    assert credit.overlap(a, b) == pytest.approx(1 / 3) and math.isnan(credit.overlap(a & ~a, a & ~a))
 
 
 # --- a naive loop as oracle ------------------------------------------------------------------------------------------

@@ -175,12 +175,41 @@ def test_tool_tokens_get_no_credit(tmp_path):
 
 
 def test_positive_credit_leaves_negative_advantages_alone(tmp_path):
-    run = trainer(tmp_path, credit="random", credit_sign="positive", credit_quantile=1.0)
+    run = trainer(tmp_path, credit="random", credit_sign="positive", credit_quantile=0.5)
     run.model.train()
     output = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    signs = set()
     for row, mask in zip(output["advantages"], output["completion_mask"].bool(), strict=True):
-        values = row[mask].abs().unique()
-        assert len(values) == 1 or row[mask].max() > 0
+        positive = bool(row[mask].max() > 0)
+        assert len(row[mask].unique()) == (2 if positive else 1)
+        signs.add(positive)
+    assert signs == {True, False}, "the case needs both signs"
+
+
+def test_evaluation_gives_no_credit_and_moves_nothing(tmp_path):
+    run = trainer(tmp_path, credit="global_anchor", credit_freeze_heads=True)
+    run.model.eval()
+    output = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    assert output["advantages"].ndim == 1 and run._groups is None
+
+
+def test_frozen_heads_are_kept_with_a_checkpoint(tmp_path):
+    options = dict(credit="global_anchor", credit_freeze_heads=True, steps=1, save_strategy="steps", save_steps=1)
+    run = trainer(tmp_path, **options)
+    run.train()
+    again = trainer(tmp_path, **options)
+    again.create_optimizer_and_scheduler(1)
+    again._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-1"))
+    assert torch.equal(run._groups.local, again._groups.local) and run._groups.layers == again._groups.layers
+
+
+def test_a_cut_reward_works_inside_a_trainer_with_checkpointing_on(tmp_path):
+    reasoner = load_reasoner("abacus")
+    reward = rewards.SaliencyReward(reasoner, method="cut", reduction="drop")
+    run = trainer(tmp_path, reasoner=reasoner, reward=reward, steps=1, activation_checkpointing=True,
+                  max_completion_length=160)  # fmt: skip
+    run.train()
+    assert next(r for r in run.state.log_history if "reward" in r)["reward"] > 0
 
 
 def test_a_mask_network_is_kept_with_the_checkpoint_and_taken_up(tmp_path):
@@ -214,3 +243,7 @@ def test_problems_are_named(tmp_path):
         trainer(tmp_path, credit="flows")
     with pytest.raises(FaithlabError, match="unknown credit strategy 'rythm'"):
         trainer(tmp_path, credit="flow", credit_compare=["rythm"])
+    with pytest.raises(FaithlabError, match="has no bottom"):
+        trainer(tmp_path, credit="coupled_rhythm", credit_bottom=True)
+    with pytest.raises(FaithlabError, match="quantile=2"):
+        trainer(tmp_path, credit="flow", credit_quantile=2)

@@ -14,6 +14,7 @@ from faithlab.errors import FaithlabError
 from faithlab.likelihood import answer_logp, reasoning_hidden_logp
 from faithlab.models import load_reasoner
 from faithlab.rewards import SaliencyReward
+from faithlab.rollouts import prompt_ids
 from faithlab.saliency import optimise_mask
 
 # --- outcome, form, length -------------------------------------------------------------------------------------------
@@ -186,9 +187,7 @@ def test_chat_prompts_go_through_the_template():
             assert options["add_generation_prompt"] and options["tokenize"]
             return [len(messages), 2]
 
-    reward = SaliencyReward(tiny_reasoner())
-    reward.reasoner = SimpleNamespace(tokenizer=Chat())
-    assert reward._prompt_ids([dict(role="user", content="x")]) == [1, 2]
+    assert prompt_ids(Chat(), [dict(role="user", content="x")]) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,8 @@ def test_chat_prompts_go_through_the_template():
         (dict(method="mask"), "unknown method"), (dict(target="golden"), "did you mean 'gold'"),
         (dict(reduction="avg"), "unknown reduction"), (dict(gate="right"), "unknown gate"),
         (dict(method="cut"), "use reduction='drop'"), (dict(method="network", reduction="drop"), "use 'cut'"),
-        (dict(k=0), "k=0"),
+        (dict(k=0), "k=0"), (dict(stepz=3), "did you mean 'steps'"),
+        (dict(method="network", floor=-4.0), "unknown option"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(options, message):

@@ -24,8 +24,7 @@ import yaml
 from faithlab import credit, tasks
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.rewards import SaliencyReward
-from faithlab.saliency import optimise_mask
+from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward
 
 ARMS = Path(__file__).parent / "configs" / "arms"
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -96,7 +95,15 @@ class Arm:
             raise FaithlabError(
                 f"{self.prompts} x {self.rollouts} rollouts do not split into {self.accumulation} parts"
             )
-        _known_keys("saliency", self.saliency or {}, _options(SaliencyReward) | _options(optimise_mask))
+        if self.save_every % self.iterations:
+            raise FaithlabError(
+                f"save_every={self.save_every} is no multiple of iterations={self.iterations}: a checkpoint between "
+                "the iterations over one batch of rollouts could not go on with them"
+            )
+        method = (self.saliency or {}).get("method", "optimiser")
+        if method not in METHOD_OPTIONS:
+            raise unknown("method of the saliency reward", method, METHODS)
+        _known_keys("saliency", self.saliency or {}, _options(SaliencyReward) | METHOD_OPTIONS[method])
         _known_keys("balance", self.balance, _options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         if self.balance and self.saliency is None:

@@ -45,7 +45,7 @@ class Balanced:
     Args:
         saliency: the second reward, such as `rewards.SaliencyReward(...)`.
         first: the first, `rewards.outcome` unless told otherwise.
-        mode, weight, begin, full, share, limit: as above; `weight` is w, or where "auto" starts.
+        mode, weight, begin, full, share, limit: as above; `weight` is w ("auto" finds its own).
         memory: of the smoothing, the part of the old variance that is kept each step.
 
     Logs, where the trainer passes `log_metric`: both rewards' means, `balance/weight`, and the variances within groups.
@@ -89,12 +89,16 @@ class Balanced:
         salient = self.saliency(log_metric=log_metric, log_extra=log_extra, **passed)
         groups = group_numbers(prompts)
         spread = dict(outcome=within_variance(right, groups), saliency=within_variance(salient, groups))
-        weight = self.current(int(trainer_state.global_step) if trainer_state is not None else 0, spread)
+        policy = getattr(getattr(self.saliency, "reasoner", None), "model", None)
+        learns = policy is None or policy.training  # what is only evaluated must not move the weight
+        step = int(trainer_state.global_step) if trainer_state is not None else 0
+        weight = self.current(step, spread if learns else None)
         if log_metric is not None:
             log_metric("balance/weight", weight)
             for name, values in (("outcome", right), ("saliency", salient)):
                 known = [v for v in values if v is not None]
-                log_metric(f"balance/{name}", sum(known) / len(known) if known else math.nan)
+                if known:
+                    log_metric(f"balance/{name}", sum(known) / len(known))
                 log_metric(f"balance/{name}_variance", spread[name])
         return [r + weight * (s or 0.0) for r, s in zip(right, salient, strict=True)]
 
@@ -105,11 +109,9 @@ class Balanced:
         if self.mode == "schedule":
             if step < self.begin:
                 return 0.0
-            return (
-                self.weight * min(1.0, (step - self.begin) / max(1, self.full - self.begin))
-                if self.full
-                else self.weight
-            )
+            if self.full == self.begin:
+                return self.weight
+            return self.weight * min(1.0, (step - self.begin) / (self.full - self.begin))
         for name, value in (spread or {}).items():
             value = processes.mean(value)  # one weight for all
             old = self.variances.get(name, value)

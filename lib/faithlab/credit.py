@@ -136,11 +136,10 @@ def change(waad: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
     return torch.cat([(waad[:, :-1] - waad[:, 1:]).abs(), waad.new_full((len(waad), 1), torch.nan)], 1)
 
 
-def overlap(a: Float[Tensor, "batch token"], b: Float[Tensor, "batch token"]) -> float:
-    """Jaccard overlap of the tokens that two gammas amplify, over the whole batch; NaN if neither does any."""
-    first, second = a > 1, b > 1
-    either = (first | second).sum()
-    return float((first & second).sum() / either) if either else float("nan")
+def overlap(a: Bool[Tensor, "batch token"], b: Bool[Tensor, "batch token"]) -> float:
+    """Jaccard overlap of the tokens that two strategies chose, over the whole batch; NaN if neither chose any."""
+    either = (a | b).sum()
+    return float((a & b).sum() / either) if either else float("nan")
 
 
 def _scores(name: str, scores, inside: Bool[Tensor, "batch token"]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ checkpoint and taken up again on resume.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -18,15 +19,19 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import credit as token_credit
 from faithlab.attention import AttentionSummary
-from faithlab.errors import FaithlabError, unknown
-from faithlab.generation import stream_key
+from faithlab.errors import FaithlabError
+from faithlab.generation import generate_ids, stream_key
 from faithlab.models import Reasoner, as_reasoner
-from faithlab.rollouts import read_rollouts, score_rollouts
+from faithlab.results import write_atomically
+from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
+
+HEADS = "credit_heads.json"  # in a checkpoint: the local and global heads that were frozen
 
 
 @dataclass
@@ -49,6 +54,23 @@ class FaithfulGRPOConfig(GRPOConfig):
     credit_compare: list[str] = field(default_factory=list, metadata={"help": "Strategies whose overlap is logged."})
 
 
+def quick_rollouts(prompts, trainer) -> dict:
+    """A `rollout_func` for TRL that samples with `faithlab.generation`: rollouts that have ended leave the batch, and
+    each has a random stream of its own, keyed by the run's seed, the step and its place. For single processes and
+    models that fit the device; vLLM serves larger ones.
+    """
+    reasoner, args = trainer.reasoner, trainer.args
+    ids = [prompt_ids(reasoner.tokenizer, p) for p in prompts]
+    first = trainer.accelerator.process_index * len(prompts)
+    rollouts = generate_ids(
+        reasoner.model, reasoner.tokenizer, ids,
+        [stream_key(args.seed, trainer.state.global_step, first + i) for i in range(len(ids))],
+        temperature=args.temperature, top_p=args.top_p, top_k=max(0, args.top_k or 0),
+        max_new_tokens=args.max_completion_length,
+    )  # fmt: skip
+    return dict(prompt_ids=ids, completion_ids=[r.ids for r in rollouts], logprobs=None)
+
+
 class FaithfulGRPOTrainer(GRPOTrainer):
     """TRL's GRPOTrainer with token credit.
 
@@ -60,7 +82,10 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     Logs under `credit/`: `gamma_mean`, `share` (of the tokens amplified), `seconds`, `overlap_<strategy>`.
 
-    Raises `FaithlabError` for an unknown strategy, and for settings of TRL whose loss takes no advantage a token.
+    All of TRL's loss types take an advantage a token. In evaluation nothing is amplified.
+
+    Raises `FaithlabError` for an unknown strategy and settings of credit out of range, `NotFinite` when training runs
+    into NaN.
     """
 
     def __init__(self, *args, credit: str | None = None, reasoner: Reasoner | None = None, **kwargs):
@@ -70,15 +95,15 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         self.credit_settings = {name: getattr(self.args, name, default) for name, default in defaults.items()}
         if credit is not None:
             self.credit_settings["credit"] = credit
-        for name in (self.credit, *self.credit_settings["credit_compare"]):
-            if name not in token_credit.STRATEGIES:
-                raise unknown("credit strategy", name, token_credit.STRATEGIES)
-        if self.credit != "uniform" and self.args.use_liger_kernel:
-            raise FaithlabError(
-                "the Liger loss takes one advantage a rollout and cannot carry token credit; leave it off"
-            )
+        self._options = {n: self.credit_settings[f"credit_{n}"] for n in ("quantile", "amplify", "bottom", "normalise")}
+        self._options["sign"] = self.credit_settings["credit_sign"]
+        one = torch.ones(1, 1)
+        for name in (self.credit, *self.credit_settings["credit_compare"]):  # a mistake shows now, not after a rollout
+            found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
+            token_credit.weights(name, found, one, advantages=one[0], **self._options)
         self._format = reasoner
         self._groups: AttentionSummary | None = None
+        self.add_callback(_SoundGradients())
 
     @property
     def credit(self) -> str:
@@ -95,7 +120,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        if self.credit != "uniform":
+        if self.credit != "uniform" and self.model.training:
             start = time.perf_counter()
             gamma = self._token_credit(output)
             output["advantages"] = output["advantages"].unsqueeze(1) * gamma
@@ -117,18 +142,15 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         )  # fmt: skip
         if s["credit_freeze_heads"]:
             self._groups = groups
-        options = {name: s[f"credit_{name}"] for name in ("quantile", "amplify", "bottom", "sign", "normalise")}
-        gammas = {}
-        for name in names:
-            if name == "coupled_rhythm":
-                options = options | dict(bottom=False)
-            gammas[name] = token_credit.weights(name, scores, mask, advantages=output["advantages"], **options)
-        gamma = gammas.pop(self.credit)
-        inside = mask > 0
-        for name, value in (("gamma_mean", gamma[inside].mean()), ("share", (gamma != 1)[inside].float().mean())):
-            self._note(f"credit/{name}", float(value))
-        for name, other in gammas.items():
-            self._note(f"credit/overlap_{name}", token_credit.overlap(gamma, other))
+        gamma = token_credit.weights(self.credit, scores, mask, advantages=output["advantages"], **self._options)
+        # which tokens a strategy chose, whatever becomes of them by amplification, sign and normalisation
+        plain = dict(quantile=self._options["quantile"], bottom=self._options["bottom"], amplify=2.0)
+        chosen = {name: token_credit.weights(name, scores, mask, **plain) > 1 for name in names}
+        ours = chosen.pop(self.credit)
+        self._note("credit/gamma_mean", float(gamma[mask > 0].mean()))
+        self._note("credit/share", float(ours[mask > 0].float().mean()))
+        for name, other in chosen.items():
+            self._note(f"credit/overlap_{name}", token_credit.overlap(ours, other))
         return gamma.to(output["advantages"].device)
 
     def _note(self, name: str, value: float) -> None:
@@ -140,24 +162,40 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     def _keepers(self):
         return [(i, f) for i, f in enumerate(self.reward_funcs) if hasattr(f, "save") and hasattr(f, "load")]
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):  # before the optimiser's step, so the weights are still sound
-            raise FaithlabError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate, or look for "
-                "NaN in the rewards; the last checkpoint is sound"
-            )
-        return loss
-
     def _save_checkpoint(self, model, trial):
         # First, so that a checkpoint whose state file is there, which TRL writes last, is whole.
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             for i, function in self._keepers():
                 function.save(folder / f"reward-{i}")
+            if self._groups is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                heads = dict(layers=self._groups.layers, local=self._groups.local.tolist())
+                heads |= dict(global_=self._groups.global_.tolist(), distance=self._groups.distance.tolist())
+                write_atomically(folder / HEADS, json.dumps(heads) + "\n")
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         for i, function in self._keepers() if checkpoint is not None else ():
             function.load(Path(checkpoint) / f"reward-{i}")
+        if checkpoint is not None and (path := Path(checkpoint) / HEADS).is_file():
+            heads = json.loads(path.read_text(encoding="utf-8"))
+            tensors = {name: torch.tensor(heads[name]) for name in ("distance", "local", "global_")}
+            self._groups = AttentionSummary(tuple(heads["layers"]), **tensors, traces=())
+
+
+class NotFinite(FaithlabError):
+    """Training stopped before a step that would have spoilt the weights."""
+
+
+class _SoundGradients(TrainerCallback):
+    """Stops before the optimiser's step if a gradient is not finite. Gradients are alike in all processes by then, so
+    all of them stop, and the weights are still sound."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None):
+            raise NotFinite(
+                f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate, or look for NaN "
+                "in the rewards; the weights before this step are sound"
+            )

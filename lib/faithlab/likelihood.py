@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, lowest, model_mask
+from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.prefill import prefill, shared_prefix
 from faithlab.traces import Batch, Trace, check_traces, collate
@@ -90,14 +91,15 @@ def variant_logp(
     bar = tqdm(total=sum(map(len, by_trace.values())), disable=not progress, unit="variant", leave=False)
     width = max((len(traces[i]) for i in order), default=1)
     group = max(1, ROWS_PER_CALL // width)
-    for first in range(0, len(order), group):
-        members = order[first : first + group]
-        jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
-        run = _Run(reasoner, [traces[i] for i in members], scope)
-        for slots in run.calls(jobs, variants):
-            done = [index for _, indices in slots for index in indices]
-            out[done] = run(slots, variants).float().cpu()
-            bar.update(len(done))
+    with evaluating(reasoner.model):  # a trainer's model may come in train mode
+        for first in range(0, len(order), group):
+            members = order[first : first + group]
+            jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
+            run = _Run(reasoner, [traces[i] for i in members], scope)
+            for slots in run.calls(jobs, variants):
+                done = [index for _, indices in slots for index in indices]
+                out[done] = run(slots, variants).float().cpu()
+                bar.update(len(done))
     bar.close()
     return out
 

@@ -155,6 +155,7 @@ class MaskTrainer:
         pad_id: int = 0,
     ):
         self.network, self.scope, self.sparsity, self.pad_id = network, scope, sparsity, pad_id
+        self.shared = False  # whether all processes have been given one network
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=rate)
 
     def step(self, model, traces: Sequence[Trace], teacher: Saliency | None = None) -> dict[str, float]:
@@ -162,9 +163,13 @@ class MaskTrainer:
         the mask), `opened` (mean u), or {} if no trace can be used. Processes that train together share gradients, so
         that all of them have the same network."""
         usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
+        if not self.shared:
+            processes.average(p.data for p in self.network.parameters())
+            self.shared = True
         if not usable:
             if processes.count() > 1:  # the others wait for this one's gradient
-                self._update(sum(p.sum() for p in self.network.parameters()) * 0.0)
+                with torch.enable_grad():
+                    self._update(sum(p.sum() for p in self.network.parameters()) * 0.0)
             return {}
         batch = [traces[i] for i in usable]
         tokens, reader, valid = read_states(model, batch, self.network.config.layers, self.pad_id)
@@ -204,11 +209,11 @@ class MaskTrainer:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
 
     def _update(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
         self.optimiser.zero_grad()
         loss.backward()
-        processes.average(p.grad for p in self.network.parameters() if p.grad is not None)
+        processes.average(p.grad for p in self.network.parameters())
+        if not all(torch.isfinite(p.grad).all() for p in self.network.parameters()):  # alike in all processes
+            raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
 

@@ -10,6 +10,7 @@ Two rewards are balanced by `faithlab.balance.Balanced`, which is such a callabl
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +24,19 @@ from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.likelihood import answer_logp, reasoning_hidden_logp
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
-from faithlab.rollouts import rollouts_of
+from faithlab.rollouts import prompt_ids, rollouts_of
 from faithlab.saliency import optimise_mask
 from faithlab.traces import Trace, split_text
 
 METHODS = ("optimiser", "network", "cut")
 REDUCTIONS = ("mean", "sum", "topk", "drop", "shift")
 TARGETS = ("own", "gold")
+METHOD_OPTIONS = dict(
+    optimiser={p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    - {"pad_id", "progress"},
+    network={"scope", "sparsity"},
+    cut={"scope"},
+)
 NATS = 10.0  # of `drop`: a loss of so many nats is worth the whole reward
 
 
@@ -98,11 +105,13 @@ class SaliencyReward:
             "drop", `clip((log p - log p_hidden) / 10 nats, 0, 1)`;
             "shift", `(p_restored - p_hidden) / max(1, sum s)`, the rise of p(answer) per token that was opened.
         gate: "correct" gives 0 where the answer is wrong (columns `answer`, `task`).
-        network, rate: the mask network (made for the policy if None) and its learning rate.
-        options: of `optimise_mask`, such as `steps`, `floor`, `sparsity`, `scope`.
+        network, network_rate: the mask network (made for the policy if None) and its learning rate.
+        options: of `optimise_mask`, such as `steps`, `floor`, `sparsity`, `scope`; a network takes `scope` and
+            `sparsity`, a cut `scope`.
 
-    A rollout without a whole answer gets None: TRL counts it as 0 in the sum of rewards and leaves it out of the mean
-    that is logged. One without any reasoning gets 0: nothing stands there that could matter.
+    A rollout without a whole answer gets None: beside another reward TRL counts it as 0 in their sum, alone it gets no
+    advantage, and the mean that is logged leaves it out. One without any reasoning gets 0: nothing stands there that
+    could matter.
 
     The model is left as it was, and only the mask gets gradient. Seconds, mean saliency and the mask network's loss go
     to `log_metric`, where the trainer passes it.
@@ -121,7 +130,7 @@ class SaliencyReward:
         gate: str | None = None,
         network: MaskNetwork | None = None,
         train_network: bool = True,
-        rate: float = 3e-3,
+        network_rate: float = 3e-3,
         **options,
     ):
         for kind, name, known in (
@@ -135,15 +144,17 @@ class SaliencyReward:
         if method == "network" and reduction in ("drop", "shift"):
             raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
         check_number("k", k, 1, whole=True)
+        for option in options:
+            if option not in METHOD_OPTIONS[method]:
+                raise unknown(f"option of the saliency method {method}:", option, sorted(METHOD_OPTIONS[method]))
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.trainer = gate, options, None
         self.__name__ = "saliency"  # what TRL logs it as
         if method == "network":
             network = network or MaskNetwork.for_model(reasoner.model)
-            settings = {name: options[name] for name in ("scope", "sparsity") if name in options}
             self.network = network
             if train_network:
-                self.trainer = MaskTrainer(network, rate=rate, pad_id=reasoner.pad_id, **settings)
+                self.trainer = MaskTrainer(network, rate=network_rate, pad_id=reasoner.pad_id, **options)
 
     def __call__(
         self, prompts, completions, completion_ids=None, log_metric=None, log_extra=None, **columns
@@ -152,13 +163,17 @@ class SaliencyReward:
         problems = problems_of(columns, len(completions))
         if completion_ids is None:
             completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
-        traces = rollouts_of(self.reasoner, [self._prompt_ids(p) for p in prompts], completion_ids, problems)
+        ids = [prompt_ids(self.reasoner.tokenizer, p) for p in prompts]
+        traces = rollouts_of(self.reasoner, ids, completion_ids, problems)
         rewards = self.of_traces(traces, log_metric=log_metric)
         if self.gate == "correct":
             right = outcome(completions, **columns)
             rewards = [None if r is None else r * float(x > 0) for r, x in zip(rewards, right, strict=True)]
         if log_metric is not None:
             log_metric("saliency/seconds", time.perf_counter() - start)
+            known = [r for r in rewards if r is not None]
+            if known:
+                log_metric("saliency/mean", sum(known) / len(known))
         if log_extra is not None:
             log_extra("saliency", rewards)
         return rewards
@@ -171,6 +186,10 @@ class SaliencyReward:
             traces = [self.reasoner.answering(t, t.problem["answer"]) if t.answered else t for t in traces]
         usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
+        if self.trainer is not None and self.reasoner.model.training:  # evaluation must not move the network
+            for name, value in self.trainer.step(self.reasoner.model, traces).items():  # by every process
+                if log_metric is not None:
+                    log_metric(f"mask_network/{name}", value)
         if usable:
             for i, value in zip(usable, self._values([traces[i] for i in usable], log_metric), strict=True):
                 rewards[i] = value
@@ -179,13 +198,10 @@ class SaliencyReward:
     def _values(self, traces: list[Trace], log_metric) -> list[float]:
         model = self.reasoner.model
         if self.method == "cut":
-            lost = answer_logp(self.reasoner, traces) - reasoning_hidden_logp(self.reasoner, traces)
+            hidden = reasoning_hidden_logp(self.reasoner, traces, **self.options)
+            lost = answer_logp(self.reasoner, traces) - hidden
             return (lost / NATS).clamp(0, 1).tolist()
         if self.method == "network":
-            if self.trainer is not None and model.training:  # evaluation must not move it
-                for name, value in self.trainer.step(model, traces).items():
-                    if log_metric is not None:
-                        log_metric(f"mask_network/{name}", value)
             return [self._reduce(u) for u in predict_masks(self.network, model, traces, pad_id=self.reasoner.pad_id)]
         found = optimise_mask(model, traces, pad_id=self.reasoner.pad_id, **self.options)
         if log_metric is not None:
@@ -201,13 +217,6 @@ class SaliencyReward:
         if self.reduction == "sum":
             return float(s.sum())
         return float(s.mean() if self.reduction == "mean" else s.topk(min(self.k, len(s))).values.mean())
-
-    def _prompt_ids(self, prompt) -> list[int]:
-        """As TRL's trainers tokenise it: a text as it stands, messages through the chat template."""
-        tokenizer = self.reasoner.tokenizer
-        if isinstance(prompt, str):
-            return tokenizer(prompt).input_ids
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
     def save(self, folder: str | Path) -> None:
         """Keep the mask network and its optimiser with a checkpoint, so that training can go on from there."""

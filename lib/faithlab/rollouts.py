@@ -37,6 +37,13 @@ SCORES: dict[str, str | None] = {
 MAP_ENTRIES = 2**24  # of attention maps held at a time
 
 
+def prompt_ids(tokenizer, prompt: str | Sequence[Mapping]) -> list[int]:
+    """The ids of a prompt as TRL's trainers make them: a text as it stands, messages through the chat template."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
 def read_rollouts(
     reasoner: Reasoner,
     prompt_ids: Int[Tensor, "batch prompt"],
@@ -108,9 +115,10 @@ def score_rollouts(
         noise = torch.rand(len(traces), width, generator=generator)
         for i, t in enumerate(traces):
             _place(out["random"], i, t, t.response, noise[i, : t.response.stop - t.response.start])
-    found = dict(gradient="gradient_x_input", saliency="saliency_answer")
+    mask = dict(saliency or {})
+    found = dict(gradient="gradient_x_input", saliency=f"saliency_{mask.pop('scope', 'answer')}")
     for name in found.keys() & out.keys():
-        options = dict(saliency or {}) if name == "saliency" else {}
+        options = mask if name == "saliency" else {}
         for i, values in enumerate(token_scores.score(found[name], reasoner, traces, **options)):
             _place(out[name], i, traces[i], traces[i].reasoning, values)
     return out, groups
@@ -137,6 +145,12 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         received=lambda read, t: received_attention(read.mean_map, t.response)[t.response],
         flow=lambda read, t: _throughput(read.mean_map, t),
     )
+    if options["groups"] is None and size < len(written):  # heads are chosen by all rollouts, not by the first part's
+        everything = [traces[i] for i in written]
+        heads_only = {k: v for k, v in options.items() if k != "groups"}
+        options = options | dict(
+            groups=capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **heads_only)
+        )
     for first in range(0, len(written), size):
         part = written[first : first + size]
         found = capture(reasoner.model, [traces[i] for i in part], want=wanted, pad_id=reasoner.pad_id, **options)

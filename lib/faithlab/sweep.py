@@ -92,7 +92,7 @@ def command(args: argparse.Namespace) -> int:
     """`faithlab sweep`: run what is not finished."""
     runs = read_plan(args.plan)
     results = args.results or args.plan.parent
-    started = time.perf_counter()
+    started, failed = time.perf_counter(), []
     for number, (source, seed) in enumerate(runs, start=1):
         arm = read_arm(source)
         name = f"{arm.name}-{seed}"
@@ -105,7 +105,14 @@ def command(args: argparse.Namespace) -> int:
             print(f"{label}: not begun, {args.minutes:g} minutes are over; give the same command to go on")
             break
         begun = time.perf_counter()
-        found = train(arm, seed, args.output / name, quiet=True)
-        keep(args.output / name, results, name)
+        try:
+            found = train(arm, seed, args.output / name, quiet=True)
+            keep(args.output / name, results, name)
+        except FaithlabError as error:  # one arm that fails must not keep the others waiting
+            failed.append(name)
+            print(f"{label}: FAILED: {error}", flush=True)
+            continue
         print(f"{label}: {time.perf_counter() - begun:.0f} s; {held_out.line(found)}", flush=True)
-    return 0
+    if failed:
+        print(f"{len(failed)} failed: {', '.join(failed)}; the others are kept, the same command tries these again")
+    return 1 if failed else 0

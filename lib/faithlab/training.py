@@ -15,19 +15,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 
 from faithlab import held_out, rewards, tasks
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
-from faithlab.errors import FaithlabError, check_number
+from faithlab.errors import FaithlabError, check_number, first_words
+from faithlab.memory import keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
 from faithlab.results import write_atomically
+
+FULL = 2**24  # bytes left on a disk that counts as full
 
 
 def prompts_of(reasoner: Reasoner, rows, task: str):
@@ -47,10 +53,11 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
     from accelerate import PartialState
     from transformers import set_seed  # late, as TRL below: importing them takes seconds
 
-    from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
+    from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, quick_rollouts
 
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is; TRL is pinned
     set_seed(seed)
-    reasoner = load_reasoner(arm.reasoner, dtype=torch.float32 if arm.reasoner == "abacus" else None)
+    reasoner = load_reasoner(arm.reasoner, dtype=torch.float32)  # bf16 is for the arithmetic, not for the weights
     cuda, processes = torch.cuda.is_available(), PartialState().num_processes
     if arm.prompts * arm.rollouts % (arm.accumulation * processes):
         raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {processes} processes")
@@ -101,6 +108,7 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         train_dataset=prompts_of(reasoner, rows, arm.task),
         processing_class=reasoner.tokenizer,
         reasoner=reasoner,
+        rollout_func=quick_rollouts,
         **options,
     )
 
@@ -113,8 +121,12 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
     Raises `FaithlabError` if the folder is another arm's, if it cannot be written, or if the loss is not finite (the
     last sound state is kept).
     """
+    from transformers import PrinterCallback
+
+    from faithlab.grpo import NotFinite
     from faithlab.run_log import RunLog
 
+    keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
     _claim(folder, arm, seed)
@@ -122,20 +134,27 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     trainer = make_trainer(arm, seed, folder, quiet=quiet)
     main = trainer.is_world_process_zero()
+    trainer.remove_callback(PrinterCallback)  # `log.csv` has it all
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
     try:
         if arm.steps:
-            trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    except FaithlabError:
+            with warnings.catch_warnings():  # TRL's use of transformers' old names, at every step
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+                trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        if arm.steps and main:
+            trainer.save_model(str(folder / "last"))
+    except NotFinite:
         if main:
             trainer.save_model(str(folder / "stopped"))  # the weights before the step that failed
         raise
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch and safetensors report a full disk in errors of their own
+        if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free > FULL:
+            raise
+        reason = getattr(error, "strerror", None) or first_words(error)
         raise FaithlabError(
-            f"cannot write to {folder}: {error.strerror}; free space and give the same command again to go on"
+            f"cannot write to {folder}: {reason}; free space and give the same command again to go on"
         ) from error
-    if arm.steps and main:
-        trainer.save_model(str(folder / "last"))
     table = held_out.measure(trainer.reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=not quiet)
     if main:
         write_atomically(folder / "held_out.csv", table.to_csv(index=False, float_format="%.5g"))
