@@ -41,7 +41,7 @@ test: export HF_HUB_OFFLINE = 1
 test: export HF_DATASETS_OFFLINE = 1
 test: $(STAMP)  ## style check, fast tests, then the tests with the pretrained model and the notebooks
 	"$(BIN)/ruff" check .
-	$(PYTEST) -m "$(OFF) and not smollm2 and not notebooks"
+	OMP_NUM_THREADS=1 $(PYTEST) -n logical --dist worksteal -m "$(OFF) and not smollm2 and not notebooks"
 	$(PYTEST) -m "$(OFF) and (smollm2 or notebooks)"
 
 notebooks: $(STAMP)  ## run the notebooks and put their outputs and figures into the repository
