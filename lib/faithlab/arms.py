@@ -39,6 +39,9 @@ CREDIT_KEYS = (
     "normalise",
     "layers",
     "freeze_heads",
+    "horizon",
+    "look_back",
+    "alpha",
     "compare",
     "saliency",
 )

@@ -27,6 +27,7 @@ from faithlab import credit as token_credit
 from faithlab.attention import AttentionSummary
 from faithlab.errors import FaithlabError
 from faithlab.generation import generate_ids, stream_key
+from faithlab.heads import HORIZON
 from faithlab.models import Reasoner, as_reasoner
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
@@ -51,6 +52,9 @@ class FaithfulGRPOConfig(GRPOConfig):
     credit_saliency: dict | str | None = field(
         default=None, metadata={"help": "Options of optimise_mask for credit='saliency'."}
     )
+    credit_horizon: int = field(default=HORIZON[1], metadata={"help": "How far ahead FAI looks (version 1: 50)."})
+    credit_look_back: int = field(default=token_credit.LOOK_BACK, metadata={"help": "k of coupled_rhythm."})
+    credit_alpha: float = field(default=token_credit.ALPHA, metadata={"help": "What an introducing token gets."})
     credit_compare: list[str] = field(default_factory=list, metadata={"help": "Strategies whose overlap is logged."})
 
 
@@ -95,8 +99,8 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         self.credit_settings = {name: getattr(self.args, name, default) for name, default in defaults.items()}
         if credit is not None:
             self.credit_settings["credit"] = credit
-        self._options = {n: self.credit_settings[f"credit_{n}"] for n in ("quantile", "amplify", "bottom", "normalise")}
-        self._options["sign"] = self.credit_settings["credit_sign"]
+        passed = ("quantile", "amplify", "bottom", "sign", "normalise", "look_back", "alpha")
+        self._options = {name: self.credit_settings[f"credit_{name}"] for name in passed}
         one = torch.ones(1, 1)
         for name in (self.credit, *self.credit_settings["credit_compare"]):  # a mistake shows now, not after a rollout
             found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
@@ -138,13 +142,13 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         scores, groups = score_rollouts(
             needs, self.reasoner, traces, mask.shape[1], layers=s["credit_layers"], groups=self._groups,
             seed=stream_key(self.args.seed, self.state.global_step, self.accelerator.process_index),
-            saliency=s["credit_saliency"],
+            saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]),
         )  # fmt: skip
         if s["credit_freeze_heads"]:
             self._groups = groups
         gamma = token_credit.weights(self.credit, scores, mask, advantages=output["advantages"], **self._options)
         # which tokens a strategy chose, whatever becomes of them by amplification, sign and normalisation
-        plain = dict(quantile=self._options["quantile"], bottom=self._options["bottom"], amplify=2.0)
+        plain = self._options | dict(amplify=2.0, sign="both", normalise=False)
         chosen = {name: token_credit.weights(name, scores, mask, **plain) > 1 for name in names}
         ours = chosen.pop(self.credit)
         self._note("credit/gamma_mean", float(gamma[mask > 0].mean()))
