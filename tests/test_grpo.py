@@ -1,6 +1,7 @@
 """The trainer's contract with the pinned TRL: credit of one is TRL bit for bit, and gamma reaches the right tokens."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,12 +11,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import credit, rewards
 from faithlab.abacus.pilot import training_problems
+from faithlab.arms import CREDIT_KEYS, LOSSES
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError
 from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
 from faithlab.models import load_reasoner
-
-LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
 def length_of(completions, completion_ids, **columns):
@@ -236,6 +236,11 @@ def test_a_mask_network_is_kept_with_the_checkpoint_and_taken_up(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert same(expected, reasoner.model.state_dict()), "resumed equals unbroken"
     assert all(torch.equal(a, b) for a, b in zip(kept, reward.saliency.network.parameters(), strict=True))
+
+
+def test_an_arm_can_set_whatever_the_config_has():
+    fields = {f.name.removeprefix("credit_") for f in dataclasses.fields(FaithfulGRPOConfig) if "credit" in f.name}
+    assert fields - {"credit"} | {"name"} == set(CREDIT_KEYS)
 
 
 def test_problems_are_named(tmp_path):

@@ -13,18 +13,16 @@ Everything has a default (`Arm`), and nothing unknown is passed over: a misspelt
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from faithlab import credit, tasks
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward
+from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward, keyword_options
+from faithlab.yaml_files import read_mapping
 
 ARMS = Path(__file__).parent / "configs" / "arms"
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -74,7 +72,7 @@ class Arm:
     lora: int = 0  # rank; 0: all weights are trained
     save_every: int = 25
     keep_rollouts_every: int = 25
-    test_problems: int = 200  # of each condition, measured before and after
+    test_problems: int = 200  # of each condition, measured at the end
 
     def __post_init__(self):
         check_number("steps", self.steps, 0, whole=True)  # 0: only measure
@@ -106,8 +104,8 @@ class Arm:
         method = (self.saliency or {}).get("method", "optimiser")
         if method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
-        _known_keys("saliency", self.saliency or {}, _options(SaliencyReward) | METHOD_OPTIONS[method])
-        _known_keys("balance", self.balance, _options(Balanced))
+        _known_keys("saliency", self.saliency or {}, keyword_options(SaliencyReward) | METHOD_OPTIONS[method])
+        _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         if self.balance and self.saliency is None:
             raise FaithlabError("there is nothing to balance: give `saliency` too, or leave `balance` out")
@@ -123,14 +121,7 @@ def read_arm(source: str | Path) -> Arm:
         path = ARMS / f"{source}.yaml"
         if not path.is_file():
             raise unknown("arm", source, arm_names())
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise FaithlabError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise FaithlabError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise FaithlabError(f"{path} must hold `key: value` lines; got a {type(content).__name__}")
+    content = read_mapping(path)
     _known_keys(str(path.name), content, {f.name for f in dataclasses.fields(Arm)})
     for f in dataclasses.fields(Arm):
         if f.name in content and "Mapping" in str(f.type) and not isinstance(content[f.name], dict | None):
@@ -141,11 +132,6 @@ def read_arm(source: str | Path) -> Arm:
 def arm_names() -> list[str]:
     """The arms that are shipped."""
     return sorted(p.stem for p in ARMS.glob("*.yaml"))
-
-
-def _options(function) -> set[str]:
-    """The keyword-only options of a function or class."""
-    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def _known_keys(where: str, given: Mapping, known: set[str]) -> None:

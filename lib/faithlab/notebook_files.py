@@ -21,6 +21,7 @@ from typing import Any
 
 from faithlab.errors import FaithlabError, unknown
 from faithlab.formats import EMBEDDED, is_hub_id, unknown_reasoner
+from faithlab.yaml_files import read_mapping
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 PROFILES = Path(__file__).parent / "configs" / "notebooks"
@@ -151,20 +152,11 @@ def load_profile(name: str, stems: Sequence[str], *, foreign: bool = False) -> P
         stems: the notebooks there are; a section for any other is an error.
         foreign: the notebooks are not the course's own, so sections of the package's profiles do not concern them.
     """
-    import yaml
-
     by_path = name.endswith((".yaml", ".yml"))
     if not by_path and name not in profile_names():
         raise unknown("profile", name, [*profile_names(), "or the path of a .yaml file"])
     path = Path(name) if by_path else PROFILES / f"{name}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise FaithlabError(f"cannot read profile {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise FaithlabError(f"profile {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise FaithlabError(f"profile {path} must be a mapping with a section `default:`")
+    content = read_mapping(path, "profile")
     timeout = content.pop("timeout", None)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0):
         raise FaithlabError(f"profile {path}: `timeout` is a number of seconds above 0, not {timeout!r}")

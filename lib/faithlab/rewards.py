@@ -28,12 +28,17 @@ from faithlab.rollouts import prompt_ids, rollouts_of
 from faithlab.saliency import optimise_mask
 from faithlab.traces import Trace, split_text
 
+
+def keyword_options(function: Callable) -> set[str]:
+    """The keyword-only options of a function or class."""
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
 METHODS = ("optimiser", "network", "cut")
 REDUCTIONS = ("mean", "sum", "topk", "drop", "shift")
 TARGETS = ("own", "gold")
 METHOD_OPTIONS = dict(
-    optimiser={p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    - {"pad_id", "progress"},
+    optimiser=keyword_options(optimise_mask) - {"pad_id", "progress"},
     network={"scope", "sparsity"},
     cut={"scope"},
 )

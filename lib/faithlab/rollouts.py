@@ -147,10 +147,7 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
     )
     if options["groups"] is None and size < len(written):  # heads are chosen by all rollouts, not by the first part's
         everything = [traces[i] for i in written]
-        heads_only = {k: v for k, v in options.items() if k != "groups"}
-        options = options | dict(
-            groups=capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **heads_only)
-        )
+        options = options | dict(groups=capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **options))
     for first in range(0, len(written), size):
         part = written[first : first + size]
         found = capture(reasoner.model, [traces[i] for i in part], want=wanted, pad_id=reasoner.pad_id, **options)

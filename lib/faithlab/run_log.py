@@ -10,15 +10,6 @@ from transformers import TrainerCallback
 
 from faithlab.results import write_atomically
 
-NOT_METRICS = (
-    "epoch",
-    "total_flos",
-    "train_runtime",
-    "train_samples_per_second",
-    "train_steps_per_second",
-    "train_loss",
-)
-
 
 class RunLog(TrainerCallback):
     """Writes `log.csv`, `rollouts.jsonl` and `best/` into the run's folder; see `faithlab.training`.
@@ -38,7 +29,7 @@ class RunLog(TrainerCallback):
         if not state.is_world_process_zero or "reward" not in (logs or {}):
             return
         rows = [row for row in state.log_history if "reward" in row]
-        table = pd.DataFrame(rows).drop(columns=list(NOT_METRICS), errors="ignore")
+        table = pd.DataFrame(rows).drop(columns="epoch", errors="ignore")
         if len(table):
             table = table[["step", *(c for c in table.columns if c != "step")]]
             write_atomically(self.folder / "log.csv", table.to_csv(index=False, float_format="%.5g"))

@@ -24,6 +24,7 @@ from faithlab import rewards, tasks
 from faithlab.abacus.measure import accuracy
 from faithlab.models import data_folder, fingerprint, load_reasoner
 from faithlab.results import write_atomically
+from faithlab.training import prompts_of
 
 PROMPTS, ROLLOUTS, STEPS = 16, 8, 100
 HELD_OUT = 500
@@ -32,7 +33,7 @@ HELD_OUT = 500
 def training_problems(reasoner, n: int, seed: int, **options):
     """Stories of the training split as TRL wants them: a `prompt` column beside the task's own."""
     rows = tasks.load("stories", split="train", n=n, seed=seed, **options)
-    return rows.map(lambda row: {"prompt": reasoner.format.prompt(row, reasoner.tokenizer)})
+    return prompts_of(reasoner, rows, "stories")
 
 
 def run(name: str, seed: int, *, steps: int, learning_rate: float, output: Path) -> tuple[dict, pd.DataFrame]:
