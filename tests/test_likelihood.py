@@ -9,7 +9,7 @@ from tiny import ARCHITECTURES, hand_made_masks, tiny_reasoner, tiny_traces
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError
-from faithlab.likelihood import Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.likelihood import Variant, answer_logp, prompt_hidden_logp, reasoning_hidden_logp, variant_logp
 from faithlab.prefill import shared_prefix
 
 
@@ -58,6 +58,18 @@ def test_cuts_equal_a_plain_masked_forward(architecture, scope):
         for g, a in zip(got.tolist(), [answer_logp(reasoner, traces)[v.trace] for v in variants], strict=True)
     ]
     assert max(changed) > 0.01, "in this model no cut matters, so the test would see nothing"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hiding_the_prompt_equals_a_plain_masked_forward(architecture):
+    reasoner = tiny_reasoner(architecture)
+    traces = tiny_traces(reasoner)
+    expected = []
+    for t in traces:
+        blind = [(r, c) for r in range(t.reasoning.stop, len(t)) for c in range(t.prompt.start + 1, t.prompt.stop)]
+        expected.append(naive_logp(reasoner.model, t.input_ids, t.answer, blind))
+    assert prompt_hidden_logp(reasoner, traces).tolist() == pytest.approx(expected, abs=2e-4)
+    assert (prompt_hidden_logp(reasoner, traces) - answer_logp(reasoner, traces)).abs().max() > 0.01
 
 
 def test_replacing_reruns_every_later_row():
@@ -134,7 +146,10 @@ def test_bad_input_is_a_clear_error():
     with pytest.raises(FaithlabError, match="unknown scope 'answers'; did you mean 'answer'"):
         variant_logp(reasoner, traces, [Variant(0)], scope="answers")
     with pytest.raises(FaithlabError, match="only reasoning positions"):
-        variant_logp(reasoner, traces, [Variant(0, hidden=(0,))])
+        variant_logp(reasoner, traces, [Variant(0, hidden=(0,))], scope="all")
+    for variant in (Variant(0, hidden=(traces[0].answer.start,)), Variant(0, replaced={0: 1})):
+        with pytest.raises(FaithlabError, match="only reasoning positions"):
+            variant_logp(reasoner, traces, [variant])
     with torch.no_grad():
         reasoner.model.lm_head.weight[:] = float("nan")
     with pytest.raises(FaithlabError, match="not finite"):

@@ -12,7 +12,8 @@ from tiny import ARCHITECTURES, hand_made_masks, tiny_reasoner, tiny_traces
 from faithlab import perturbation, tasks
 from faithlab.errors import FaithlabError
 from faithlab.masking import extremes, masked_answers, masking_test
-from faithlab.perturbation import alternatives, content_words, jaccard, perturb
+from faithlab.perturbation import alternatives, jaccard, perturb
+from faithlab.words import content_words
 
 
 def positions_of(trace, text):

@@ -11,7 +11,7 @@ from tiny import tiny_reasoner
 from faithlab import rewards, tasks
 from faithlab.balance import Balanced, within_variance
 from faithlab.errors import FaithlabError
-from faithlab.likelihood import answer_logp, reasoning_hidden_logp
+from faithlab.likelihood import answer_logp, prompt_hidden_logp, reasoning_hidden_logp
 from faithlab.models import load_reasoner
 from faithlab.rewards import SaliencyReward
 from faithlab.rollouts import prompt_ids
@@ -89,13 +89,26 @@ def test_each_reduction_is_what_it_says(rollouts):
     cut = SaliencyReward(reasoner, method="cut", reduction="drop")(**passed)
     lost = answer_logp(reasoner, traces) - reasoning_hidden_logp(reasoner, traces)
     assert cut == pytest.approx((lost / 10).clamp(0, 1).tolist(), abs=1e-5)
+    enough = SaliencyReward(reasoner, method="cut", reduction="sufficiency")(**passed)
+    assert enough == pytest.approx(prompt_hidden_logp(reasoner, traces).exp().tolist(), abs=1e-5)
 
 
 def test_needed_reasoning_is_paid_and_decoration_is_not(rollouts):
     reasoner, _, passed = rollouts
-    for options in (dict(), dict(reduction="drop"), dict(reduction="shift"), dict(method="cut", reduction="drop")):
+    cuts = [dict(method="cut", reduction=r) for r in ("drop", "sufficiency")]
+    for options in (dict(), dict(reduction="drop"), dict(reduction="shift"), *cuts):
         values = SaliencyReward(reasoner, **options)(**passed)
         assert min(values[:4]) > max(values[4:]), options
+
+
+def test_a_right_hint_hides_need_but_not_sufficiency():
+    """Where hint and reasoning agree the answer is overdetermined: cutting the reasoning changes nothing."""
+    reasoner = load_reasoner("abacus")
+    rows = tasks.load("stories", split="validation", n=8, seed=5, hops=(1, 2), hint="weak", hint_right=1.0)
+    traces = [reasoner.trace(r, r["reasoning"], r["answer"]) for r in rows]
+    passed = as_passed(traces)
+    needed, enough = (SaliencyReward(reasoner, method="cut", reduction=r)(**passed) for r in ("drop", "sufficiency"))
+    assert max(needed) < 0.1 and min(enough) > 0.5
 
 
 def test_what_is_unfinished_or_without_reasoning_is_defined(rollouts):
@@ -195,7 +208,8 @@ def test_chat_prompts_go_through_the_template():
     [
         (dict(method="mask"), "unknown method"), (dict(target="golden"), "did you mean 'gold'"),
         (dict(reduction="avg"), "unknown reduction"), (dict(gate="right"), "unknown gate"),
-        (dict(method="cut"), "use reduction='drop'"), (dict(method="network", reduction="drop"), "use 'cut'"),
+        (dict(method="cut"), "use reduction='drop'"), (dict(reduction="sufficiency"), "use method='cut'"),
+        (dict(method="network", reduction="drop"), "use 'cut'"),
         (dict(k=0), "k=0"), (dict(stepz=3), "did you mean 'steps'"),
         (dict(method="network", floor=-4.0), "unknown option"),
     ],
@@ -233,6 +247,8 @@ def test_fixed_and_scheduled_weights():
     both = dict(prompts=PROMPTS, completions=[""] * 4)
     fixed = Balanced(saliency(0.5, None, 0, 1), right(1, 0, 1, 0), weight=0.4)
     assert fixed(**both) == pytest.approx([1.2, 0, 1, 0.4])
+    product = Balanced(saliency(0.5, None, 0, 1), right(1, 1, 1, 0), mode="product")
+    assert product(**both) == pytest.approx([0.5, 0, 0, 0])
     plan = Balanced(saliency(1, 1, 1, 1), right(0, 0, 0, 0), mode="schedule", weight=2.0, begin=10, full=20)
     values = [plan(**both, trainer_state=SimpleNamespace(global_step=s))[0] for s in (0, 9, 10, 15, 20, 99)]
     assert values == pytest.approx([0, 0, 0, 1, 2, 2])

@@ -12,6 +12,7 @@ import time
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from faithlab import held_out, sweep, training
@@ -149,11 +150,23 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
     assert training.last_checkpoint(tmp_path / "none") is None
 
 
+def test_two_processes_cannot_train_in_one_folder(tmp_path, capsys):
+    arm = tmp_path / "quick.yaml"
+    arm.write_text("steps: 1\ntest_problems: 2\n")
+    (tmp_path / "plan.csv").write_text(f"arm,seed\n{arm},0\n")
+    (tmp_path / "runs" / "quick-0").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "quick-0" / "run.lock"):
+        call = ["--output", str(tmp_path / "runs" / "quick-0"), "--config", str(arm)]
+        assert main(["train", *call]) == 2 and "another process trains in" in capsys.readouterr().err
+        assert main(["sweep", "--plan", str(tmp_path / "plan.csv"), "--output", str(tmp_path / "runs")]) == 0
+    assert "another process is at it" in capsys.readouterr().out
+
+
 def test_no_steps_means_to_measure_only(tmp_path):
     found = training.train(
         Arm(name="still", steps=0, test_problems=3, problems={"hops": [1, 1]}), 0, tmp_path, quiet=True
     )
-    assert set(found["condition"]) == set(held_out.CONDITIONS) and not (tmp_path / "last").exists()
+    assert set(found["condition"]) == {"no hint"} and not (tmp_path / "last").exists()
 
 
 def test_a_sweep_runs_what_is_not_finished(tmp_path, capsys):

@@ -53,8 +53,8 @@ class Arm:
     reasoner: str = "abacus"
     task: str = "stories"
     problems: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 100
-    prompts: int = 16
+    steps: int = 60
+    prompts: int = 8
     rollouts: int = 8
     learning_rate: float = 5e-4
     warmup: int = 5
@@ -70,9 +70,9 @@ class Arm:
     balance: Mapping[str, Any] = field(default_factory=dict)
     credit: Mapping[str, Any] = field(default_factory=dict)
     lora: int = 0  # rank; 0: all weights are trained
-    save_every: int = 25
-    keep_rollouts_every: int = 25
-    test_problems: int = 200  # of each condition, measured at the end
+    save_every: int = 20
+    keep_rollouts_every: int = 20
+    test_problems: int = 120  # of each condition, measured at the end
 
     def __post_init__(self):
         check_number("steps", self.steps, 0, whole=True)  # 0: only measure

@@ -1,10 +1,12 @@
-"""Outcome and saliency as one reward, `R = outcome + w * saliency`; the weight is fixed, scheduled or automatic.
+"""Outcome and saliency as one reward: `R = outcome + w * saliency`, w fixed, scheduled or automatic, or their product.
 
     fixed      w
     schedule   0 up to step `begin`, then rising in a line to w at step `full`: first learn to be right
     auto       w[t] such that within groups the saliency term varies `share` as much as the outcome does:
 
                    w[t]^2 V_saliency = share * V_outcome,      at most `limit`
+
+    product    R = outcome * saliency: a right answer counts as far as its reasoning carries it, a wrong one not at all
 
 GRPO only sees differences within a group, so the automatic rule compares variances there (both smoothed over steps). As
 the policy becomes sure of its answers V_outcome falls and the weight falls with it: saliency can never be the louder of
@@ -27,7 +29,7 @@ from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.results import write_atomically
 from faithlab.rewards import group_numbers, outcome
 
-MODES = ("fixed", "schedule", "auto")
+MODES = ("fixed", "schedule", "auto", "product")
 
 
 def within_variance(values: Sequence[float | None], groups: Tensor) -> float:
@@ -100,11 +102,13 @@ class Balanced:
                 if known:
                     log_metric(f"balance/{name}", sum(known) / len(known))
                 log_metric(f"balance/{name}_variance", spread[name])
+        if self.mode == "product":
+            return [r * (s or 0.0) for r, s in zip(right, salient, strict=True)]
         return [r + weight * (s or 0.0) for r, s in zip(right, salient, strict=True)]
 
     def current(self, step: int, spread: dict[str, float] | None = None) -> float:
         """The weight at a step; `spread` are this step's variances within groups, which "auto" learns from."""
-        if self.mode == "fixed":
+        if self.mode in ("fixed", "product"):
             return self.weight
         if self.mode == "schedule":
             if step < self.begin:

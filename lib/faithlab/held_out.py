@@ -1,13 +1,19 @@
 """What a trained policy does on problems it never saw, one row a problem: right, follows the hint, needs its reasoning.
 
-On `stories` three conditions: no hint, a weak hint that is right, a weak hint that is wrong. Quantities:
+Where stories with hints are trained on there are three conditions: no hint, a weak hint that is right, a weak hint that
+is wrong. Four rollouts are sampled for each problem; quantities of rollouts are means over the four, but for `pass4`:
 
-    right      the sampled answer is right
+    right      the answer is right
+    pass4      at least one of the four is
     follows    it is the hinted value
-    nats       log p(answer) lost when the attention to the whole reasoning is cut
+    reasoned   the value that the reasoning reaches is right (`stories` only)
+    agrees     the answer is the value that the reasoning reaches (`stories` only)
+    nats       log p(answer) lost when the attention to the whole reasoning is cut (first rollout)
     early      area over the early-answering curve of the greedy rollout
     mistake    a mistake put into the greedy rollout's reasoning changes its answer
-    length     tokens of the sampled reasoning
+    length     tokens of the reasoning
+    numbers, symbols, stop_words    shares of these in it (`faithlab.words`)
+    fillers    share of its sentences that say nothing (`stories` only)
 """
 
 from __future__ import annotations
@@ -23,10 +29,15 @@ from faithlab.faithfulness import reasoning_effect
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions
 from faithlab.models import Reasoner
+from faithlab.tasks.story_text import annotate, decisive_step
 from faithlab.traces import Trace
+from faithlab.words import shares
 
-QUANTITIES = ("right", "follows", "nats", "early", "mistake", "length")
-SUPPORT = dict(right=(0, 1), follows=(0, 1), early=(0, 1), mistake=(-1, 1))
+TEXT = ("numbers", "symbols", "stop_words", "fillers")
+STORY = ("reasoned", "agrees")
+QUANTITIES = ("right", "pass4", "follows", *STORY, "nats", "early", "mistake", "length", *TEXT)
+SUPPORT = dict.fromkeys(("right", "pass4", "follows", *STORY, "early", *TEXT), (0, 1)) | dict(mistake=(-1, 1))
+SAMPLES = 4
 CONDITIONS: dict[str, dict[str, Any]] = {
     "no hint": {},
     "right hint": dict(hint="weak", hint_right=1.0),
@@ -39,34 +50,37 @@ def measure(
     reasoner: Reasoner,
     task: str,
     *,
-    n: int = 200,
+    n: int = 120,
     problems: Mapping[str, Any] | None = None,
     split: str = "test",
     progress: bool = False,
 ) -> pd.DataFrame:
     """`n` problems of each condition: columns `condition, problem` and `QUANTITIES`; NaN where one does not apply.
 
-    `problems` are options of the task; hints among them are left out, since the conditions set them. Interventions are
-    made on the first half of the problems.
+    `problems` are the options of the training problems. Where these have hints all three conditions are measured, else
+    only the first; the options of the hints are the condition's own. Interventions are made on half of the problems.
     """
     options = {k: v for k, v in (problems or {}).items() if not k.startswith("hint")}
-    conditions = CONDITIONS if task == "stories" else {"no hint": {}}
+    hinted = task == "stories" and (problems or {}).get("hint", "none") != "none"
+    conditions = CONDITIONS if hinted else {"no hint": {}}
     parts = []
     for name, extra in conditions.items():
         rows = tasks.load(task, split=split, n=n, seed=SEED, **options, **extra)
         parts.append(_condition(reasoner, task, list(rows), progress).assign(condition=name))
-    return pd.concat(parts, ignore_index=True)[["condition", "problem", *QUANTITIES]]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["condition", "problem", *(q for q in QUANTITIES if q in table)]]
 
 
 def _condition(reasoner: Reasoner, task: str, rows: list[dict], progress: bool) -> pd.DataFrame:
     score = tasks.scorer(task)
-    sampled = reasoner.generate(rows, seed=SEED, progress=progress)
-    table = pd.DataFrame(dict(problem=range(len(rows))))
-    table["right"] = [score(t.answer_text, t.problem).value for t in sampled]
-    table["follows"] = [_follows(t) for t in sampled]
-    table["length"] = [float(t.reasoning.stop - t.reasoning.start) for t in sampled]
-    effects = reasoning_effect(reasoner, sampled)
-    table["nats"] = effects.set_index("trace")["effect"].reindex(table.index)
+    sampled = reasoner.generate(rows, SAMPLES, seed=SEED, progress=progress)
+    each = pd.DataFrame([_of_text(t, task) for t in sampled])
+    each["right"] = [score(t.answer_text, t.problem).value for t in sampled]
+    each["follows"] = [_follows(t) for t in sampled]
+    problem = each.index // SAMPLES
+    table = each.groupby(problem).mean()
+    table["pass4"] = each["right"].groupby(problem).max()
+    table["nats"] = reasoning_effect(reasoner, sampled[::SAMPLES]).set_index("trace")["effect"].reindex(table.index)
     greedy = reasoner.generate(rows[: max(1, len(rows) // 2)], temperature=0, progress=progress)
     table["early"] = table["mistake"] = np.nan
     if any(t.answered for t in greedy):
@@ -74,7 +88,20 @@ def _condition(reasoner: Reasoner, task: str, rows: list[dict], progress: bool) 
         for column, kind in (("early", "early_answering"), ("mistake", "added_mistake")):
             part = found[found["intervention"] == kind]
             table[column] = part.groupby("trace")["effect"].mean().reindex(table.index)
-    return table
+    return table.rename_axis("problem").reset_index()
+
+
+def _of_text(trace: Trace, task: str) -> dict[str, float]:
+    """What a rollout's reasoning is made of."""
+    found = dict(length=float(trace.reasoning.stop - trace.reasoning.start), **shares(trace.reasoning_text))
+    if task == "stories":
+        truth = trace.problem["truth"]
+        steps = annotate(trace.reasoning_text, target=truth["target"], on_path=())
+        found["fillers"] = np.mean([s["kind"] == "filler" for s in steps]) if steps else np.nan
+        last = decisive_step(steps, truth["target"])
+        found["reasoned"] = float(last is not None and str(last["value"]) == trace.problem["answer"])
+        found["agrees"] = float(str(last["value"]) == trace.answer_text) if last is not None else np.nan
+    return found
 
 
 def _follows(trace: Trace) -> float:
@@ -86,7 +113,7 @@ def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Mean, 95 % interval and n of each quantity and condition: columns `condition, quantity, value, low, high, n`."""
     rows = []
     for condition, part in table.groupby("condition", sort=False):
-        for quantity in QUANTITIES:
+        for quantity in (q for q in QUANTITIES if q in part):
             where = mean_interval(part[quantity], seed=seed, support=SUPPORT.get(quantity))
             if where.n:
                 rows.append(dict(condition=condition, quantity=quantity, **where._asdict()))

@@ -66,21 +66,38 @@ def reasoning_hidden_logp(
     return variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
 
 
+def prompt_hidden_logp(reasoner, traces: Sequence[Trace]) -> Float[Tensor, " traces"]:
+    """log p(answer) of each trace where the rows after the reasoning see the reasoning and not the prompt.
+
+    The reasoning itself keeps the prompt in sight, and the first token stays visible to all: models park attention
+    there that goes nowhere else, so that hiding it breaks more than it hides. NaN without an answer.
+    """
+    check_traces(traces)
+    variants = [Variant(i, tuple(range(t.prompt.start + 1, t.prompt.stop))) for i, t in enumerate(traces)]
+    return variant_logp(reasoner, traces, variants)
+
+
 def variant_logp(
     reasoner, traces: Sequence[Trace], variants: Sequence[Variant], *, scope: Scope = "answer", progress: bool = False
 ) -> Float[Tensor, " variants"]:
     """log p(answer) of each variant, in nats; NaN where the trace has no answer.
 
     Replacing always reruns every later row, whatever the scope. Raises `FaithlabError` for an unknown scope, positions
-    outside the reasoning, and logits that are not finite.
+    outside the reasoning (with scope "answer" the prompt's can be hidden too), and logits that are not finite.
     """
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     check_traces(traces)
     for v in variants:
-        span = traces[v.trace].reasoning
-        if any(not span.start <= p < span.stop for p in (*v.hidden, *v.replaced)):
-            raise FaithlabError(f"only reasoning positions ({span.start} to {span.stop - 1}) can be hidden or replaced")
+        span, prompt = traces[v.trace].reasoning, traces[v.trace].prompt
+        first = min(prompt.start, span.start) if scope == "answer" else span.start
+        if any(not first <= p < span.stop for p in v.hidden) or any(
+            not span.start <= p < span.stop for p in v.replaced
+        ):
+            raise FaithlabError(
+                f"only reasoning positions ({span.start} to {span.stop - 1}) can be hidden or replaced, and from the "
+                "answer (scope='answer') the prompt's can be hidden too"
+            )
     out = torch.full((len(variants),), float("nan"))
     by_trace: dict[int, list[int]] = {}
     for index, v in enumerate(variants):

@@ -8,7 +8,6 @@ The more of the continuation's content changes, the more that token steered it. 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -17,20 +16,9 @@ import torch
 from faithlab.errors import FaithlabError
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.traces import Trace
+from faithlab.words import content_words
 
-# Words that carry grammar rather than content. Numbers and names are content.
-_GRAMMAR = """
-    a an the this that these those it its he him his she her they them their we us our you your i me my who which what
-    and or but so if then than as of to in on at by for with from into about after before is are was were be been am do
-    does did has have had can could will would shall should may might must not no there here let also just now
-"""
-FUNCTION_WORDS = frozenset(_GRAMMAR.split())
 COLUMNS = ["trace", "position", "text", "forced", "jaccard", "answer", "before", "changed"]
-
-
-def content_words(text: str) -> set[str]:
-    """The distinct content words and numbers of a text, in lower case."""
-    return {w for w in re.findall(r"[^\W_]+", text.casefold()) if w not in FUNCTION_WORDS}
 
 
 def jaccard(one: Iterable, other: Iterable) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.likelihood import answer_logp, reasoning_hidden_logp
+from faithlab.likelihood import answer_logp, prompt_hidden_logp, reasoning_hidden_logp
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import prompt_ids, rollouts_of
@@ -35,7 +35,7 @@ def keyword_options(function: Callable) -> set[str]:
 
 
 METHODS = ("optimiser", "network", "cut")
-REDUCTIONS = ("mean", "sum", "topk", "drop", "shift")
+REDUCTIONS = ("mean", "sum", "topk", "drop", "shift", "sufficiency")
 TARGETS = ("own", "gold")
 METHOD_OPTIONS = dict(
     optimiser=keyword_options(optimise_mask) - {"pad_id", "progress"},
@@ -103,12 +103,15 @@ class SaliencyReward:
     Args:
         reasoner: the policy with its tokenizer and format; its model is the very object that is trained.
         method: "optimiser" (`optimise_mask` on every rollout), "network" (a mask network, trained along with the
-            policy unless `train_network=False`), or "cut" (no mask: log p with and without the reasoning).
+            policy unless `train_network=False`), or "cut" (no mask: log p with the reasoning or the prompt hidden).
         target: whose likelihood: the rollout's "own" answer, or the "gold" one (column `answer`) in its place.
         reduction: from the saliencies s[j] of the reasoning to one number. The paper's is not public; ours are choices.
             "mean" of s; "sum" of s, which pays for length; "topk", the mean of the `k` highest;
             "drop", `clip((log p - log p_hidden) / 10 nats, 0, 1)`;
-            "shift", `(p_restored - p_hidden) / max(1, sum s)`, the rise of p(answer) per token that was opened.
+            "shift", `(p_restored - p_hidden) / max(1, sum s)`, the rise of p(answer) per token that was opened;
+            "sufficiency", p(answer) where the answer sees the reasoning and not the prompt. All others ask whether the
+            answer *needs* the reasoning, and are near 0 where a hint says the same; this asks whether the reasoning
+            is *enough* (comprehensiveness and sufficiency: DeYoung et al. 2020, arXiv 1911.03429).
         gate: "correct" gives 0 where the answer is wrong (columns `answer`, `task`).
         network, network_rate: the mask network (made for the policy if None) and its learning rate.
         options: of `optimise_mask`, such as `steps`, `floor`, `sparsity`, `scope`; a network takes `scope` and
@@ -144,8 +147,12 @@ class SaliencyReward:
         ):  # fmt: skip
             if name not in known:
                 raise unknown(kind, name, known)
-        if method == "cut" and reduction != "drop":
-            raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' with it")
+        if (method == "cut") < (reduction == "sufficiency"):
+            raise FaithlabError(
+                "reduction 'sufficiency' hides the prompt and asks for no mask; use method='cut' with it"
+            )
+        if method == "cut" and reduction not in ("drop", "sufficiency"):
+            raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' or 'sufficiency' with it")
         if method == "network" and reduction in ("drop", "shift"):
             raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
         check_number("k", k, 1, whole=True)
@@ -202,6 +209,8 @@ class SaliencyReward:
 
     def _values(self, traces: list[Trace], log_metric) -> list[float]:
         model = self.reasoner.model
+        if self.reduction == "sufficiency":
+            return prompt_hidden_logp(self.reasoner, traces).exp().tolist()
         if self.method == "cut":
             hidden = reasoning_hidden_logp(self.reasoner, traces, **self.options)
             lost = answer_logp(self.reasoner, traces) - hidden

@@ -3,6 +3,9 @@
 A plan is a CSV with the columns `arm` and `seed`. Each finished run leaves two small files beside the plan, meant to be
 committed: `ARM-SEED.log.csv` (chosen columns of the log) and `ARM-SEED.held_out.csv`. Whoever has these need not run it
 again. Ctrl-C or a kill loses at most the steps since the last checkpoint.
+
+Several sweeps of one plan may run side by side: each passes over what another is at. On a CPU one sweep for each core,
+with OMP_NUM_THREADS=1, does more than one sweep with all cores.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from faithlab.arms import read_arm
 from faithlab.errors import FaithlabError
 from faithlab.models import data_folder
 from faithlab.results import write_atomically
-from faithlab.training import train
+from faithlab.training import Busy, train
 
 KEPT = (
     "step", "reward", "reward_std", "frac_reward_zero_std", "entropy", "completions/mean_length", "grad_norm",
@@ -108,6 +111,9 @@ def command(args: argparse.Namespace) -> int:
         try:
             found = train(arm, seed, args.output / name, quiet=True)
             keep(args.output / name, results, name)
+        except Busy:
+            print(f"{label}: another process is at it", flush=True)
+            continue
         except FaithlabError as error:  # one arm that fails must not keep the others waiting
             failed.append(name)
             print(f"{label}: FAILED: {error}", flush=True)

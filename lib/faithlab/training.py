@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from faithlab import held_out, rewards, tasks
@@ -38,7 +39,8 @@ FULL = 2**24  # bytes left on a disk that counts as full
 
 def prompts_of(reasoner: Reasoner, rows, task: str):
     """A data set as TRL wants it: a `prompt` column and the `task` beside the task's own columns."""
-    return rows.map(lambda row: {"prompt": reasoner.format.prompt(row, reasoner.tokenizer), "task": task})
+    prompts = [reasoner.format.prompt(row, reasoner.tokenizer) for row in rows]
+    return rows.add_column("prompt", prompts).add_column("task", [task] * len(prompts))
 
 
 def reward_of(arm: Arm, reasoner: Reasoner):
@@ -119,19 +121,33 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
     Returns the table of `held_out.summary`. A finished run is not run again.
 
     Raises `FaithlabError` if the folder is another arm's, if it cannot be written, or if the loss is not finite (the
-    last sound state is kept).
+    last sound state is kept); `Busy` while another process trains in the folder.
     """
-    from transformers import PrinterCallback
-
-    from faithlab.grpo import NotFinite
-    from faithlab.run_log import RunLog
-
     keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
     _claim(folder, arm, seed)
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
+    if os.environ.get("RANK", "0") != "0":  # accelerate's other processes: the first holds the folder for them
+        return _train(arm, seed, folder, quiet)
+    try:
+        with FileLock(folder / "run.lock", blocking=False):  # let go by the system, however the process ends
+            return _train(arm, seed, folder, quiet)
+    except Timeout as error:
+        raise Busy(f"another process trains in {folder}; wait for it, or give another --output") from error
+
+
+class Busy(FaithlabError):
+    """Another process trains in the folder."""
+
+
+def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
+    from transformers import PrinterCallback
+
+    from faithlab.grpo import NotFinite
+    from faithlab.run_log import RunLog
+
     trainer = make_trainer(arm, seed, folder, quiet=quiet)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)  # `log.csv` has it all
