@@ -189,3 +189,21 @@ def standings(
     ]
     fig.legend(handles=handles, loc="outside lower right", ncols=len(groups), frameon=False, fontsize=9)
     return fig
+
+
+def learning_curves(
+    log: pd.DataFrame, arms: Mapping[str, str], column: str = "reward", *, window: int = 9, ax: Axes | None = None
+) -> Axes:
+    """A column of the training logs by step: thin lines are seeds, thick ones their mean, both as running means over
+    `window` steps. `arms` from arm to label; those without a finished run are left out."""
+    ax = axes_or_new(ax, (6, 3.4))
+    for k, (arm, name) in enumerate((a, n) for a, n in arms.items() if a in set(log["arm"])):
+        runs = log[log["arm"] == arm].pivot(index="step", columns="seed", values=column)
+        runs = runs.rolling(window, min_periods=1, center=True).mean()
+        ax.plot(runs.index, runs, color=PALETTE[k % 10], linewidth=0.6, alpha=0.35)
+        label = f"{name} ({runs.shape[1]} seed{'s' if runs.shape[1] > 1 else ''})"
+        ax.plot(runs.index, runs.mean(axis=1), color=PALETTE[k % 10], linewidth=2, label=label)
+    ax.set(xlabel="GRPO step", ylabel=column)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sns.despine(ax=ax)
+    return ax

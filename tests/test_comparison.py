@@ -1,0 +1,128 @@
+"""Differences between arms: by hand, against scipy, and as laws."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from faithlab.comparison import area, compare, difference, holm, levels, matrix
+from faithlab.errors import FaithlabError
+
+
+def runs(**arms):
+    """A table as `sweep.load_runs` gives it, from matrices [seed, problem]."""
+    rows = []
+    for arm, values in arms.items():
+        for seed, row in enumerate(values):
+            rows += [dict(arm=arm, seed=seed, problem=i, condition="no hint", right=v) for i, v in enumerate(row)]
+    return pd.DataFrame(rows)
+
+
+def test_with_one_seed_it_is_the_paired_bootstrap_over_problems():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0.3, 1, (1, 200)), rng.normal(0, 1, (1, 200))
+    got = difference(one, other, resamples=20_000)
+    plain = stats.bootstrap(((one - other)[0],), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    assert got.value == pytest.approx((one - other).mean())
+    assert (got.low, got.high) == pytest.approx(tuple(plain.confidence_interval), abs=0.01)
+    assert got.detectable == pytest.approx(2.8016 * plain.standard_error, rel=0.03)
+    assert got.p == pytest.approx(stats.ttest_rel(one[0], other[0]).pvalue, abs=0.02)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """The same mean difference and the same problems, but in one case half the seeds say the opposite."""
+    problems = np.random.default_rng(0).normal(0, 0.1, (1, 100))
+    agreed, torn = np.full((4, 1), 0.2) + problems, np.array([[1.2], [-0.8], [1.2], [-0.8]]) + problems
+    a, b = difference(agreed, np.zeros((4, 100))), difference(torn, np.zeros((4, 100)))
+    assert a.value == pytest.approx(b.value) and a.p < 0.01 < 0.3 < b.p
+    assert b.high - b.low > 5 * (a.high - a.low)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    """Crossed effects of seeds and problems; with six seeds a bootstrap is known to be somewhat narrow."""
+    rng, hits = np.random.default_rng(3), 0
+    for _ in range(200):
+        gap = 0.5 + rng.normal(0, 0.3, (6, 1)) + rng.normal(0, 1, (1, 60)) + rng.normal(0, 0.5, (6, 60))
+        found = difference(gap, np.zeros_like(gap), resamples=400)
+        hits += found.low <= 0.5 <= found.high
+    assert 0.85 < hits / 200 <= 0.99
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 12), st.integers(0, 10**6))
+def test_turning_the_question_round_turns_the_sign(seeds, problems, seed):
+    rng = np.random.default_rng(seed)
+    one, other = rng.normal(size=(2, seeds, problems))
+    a, b = difference(one, other, resamples=200), difference(other, one, resamples=200)
+    assert (a.value, a.low, a.high, a.p) == pytest.approx((-b.value, -b.high, -b.low, b.p))
+    assert a.low - 1e-9 <= a.value <= a.high + 1e-9 or seeds * problems < 20
+    assert 0 < a.p <= 1
+
+
+def test_equal_arms_do_not_differ():
+    same = np.random.default_rng(0).random((3, 10))
+    found = difference(same, same)
+    assert (found.value, found.low, found.high, found.p, found.detectable) == (0, 0, 0, 1, 0)
+
+
+def test_what_was_not_measured_is_left_out():
+    one = np.array([[1.0, np.nan, 3.0], [2.0, np.nan, np.nan]])
+    found = difference(one, np.zeros((2, 3)))
+    assert found.value == pytest.approx(2.0) and (found.seeds, found.problems) == (2, 2)
+    nothing = difference(np.full((2, 3), np.nan), np.zeros((2, 3)))
+    assert math.isnan(nothing.value) and nothing.problems == 0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    got = holm([0.02, math.nan, 0.01])
+    assert got[[0, 2]] == pytest.approx([0.02, 0.02]) and math.isnan(got[1])
+    assert len(holm([])) == 0
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_correction_and_bonferronis(p):
+    got = holm(p)
+    assert (got >= np.array(p) - 1e-12).all() and (got <= np.minimum(1, np.array(p) * len(p)) + 1e-12).all()
+    assert (np.diff(got[np.argsort(p, kind="stable")]) >= 0).all(), "the order stays"
+
+
+def test_arms_are_compared_over_the_seeds_they_share():
+    rng = np.random.default_rng(0)
+    base = rng.random((3, 40))
+    table = runs(base=base, better=base + 0.2, same=base)
+    table = table[~((table["arm"] == "better") & (table["seed"] == 2))]
+    found = compare(table, ["base", "better", "same"], ["base"], "right", condition="no hint").set_index("arm")
+    assert found["value"].to_dict() == pytest.approx(dict(better=0.2, same=0.0))
+    assert found.loc["better", "seeds"] == 2 and found.loc["better", "p_holm"] < 0.01 < found.loc["same", "p_holm"]
+
+
+def test_levels_are_means_over_seeds_and_problems():
+    values = np.random.default_rng(0).random((3, 30))
+    values[0, :5] = np.nan
+    found = levels(runs(a=values), ["a"], "right", condition="no hint").iloc[0]
+    assert found["value"] == pytest.approx(np.nanmean(values)) and (found["seeds"], found["n"]) == (3, 85)
+    assert 0 < found["low"] < found["value"] < found["high"] < 1
+
+
+def test_mistakes_are_named():
+    table = runs(base=np.ones((2, 3)), alone=np.ones((2, 3)))
+    table.loc[table["arm"] == "alone", "seed"] += 10
+    with pytest.raises(FaithlabError, match="share no seed"):
+        compare(table, ["alone"], ["base"], "right")
+    with pytest.raises(FaithlabError, match="no finished run of 'none', wrong"):
+        matrix(table, "none", "right", condition="wrong hint")
+    with pytest.raises(FaithlabError, match="no column 'wrong'"):
+        matrix(table, "base", "wrong")
+    with pytest.raises(FaithlabError, match="of one shape"):
+        difference(np.ones((2, 3)), np.ones((3, 2)))
+
+
+def test_area_is_the_mean_of_the_curve():
+    log = pd.DataFrame(dict(arm="a", seed=[0, 0, 1, 1], step=[1, 2, 1, 2], reward=[0.0, 1.0, 0.5, 0.7]))
+    assert area(log)["area"].tolist() == pytest.approx([0.5, 0.6])
