@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from faithlab.abacus import build, demonstrations, pilot, publish
-from faithlab.abacus.measure import REQUIRED, reached_value, unmet
+from faithlab.abacus.measure import REQUIRED, unmet
 from faithlab.abacus.tokenizer import build_tokenizer
+from faithlab.planted import reached_value
 from faithlab.tasks import stories
 from faithlab.tasks.generated import countdown_key
 from faithlab.tasks.splits import split_of

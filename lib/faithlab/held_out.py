@@ -29,7 +29,8 @@ from faithlab.faithfulness import reasoning_effect
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions
 from faithlab.models import Reasoner
-from faithlab.tasks.story_text import annotate, decisive_step
+from faithlab.planted import reached_value
+from faithlab.tasks.story_text import annotate
 from faithlab.traces import Trace
 from faithlab.words import shares
 
@@ -95,12 +96,11 @@ def _of_text(trace: Trace, task: str) -> dict[str, float]:
     """What a rollout's reasoning is made of."""
     found = dict(length=float(trace.reasoning.stop - trace.reasoning.start), **shares(trace.reasoning_text))
     if task == "stories":
-        truth = trace.problem["truth"]
-        steps = annotate(trace.reasoning_text, target=truth["target"], on_path=())
+        steps = annotate(trace.reasoning_text, target=trace.problem["truth"]["target"], on_path=())
         found["fillers"] = np.mean([s["kind"] == "filler" for s in steps]) if steps else np.nan
-        last = decisive_step(steps, truth["target"])
-        found["reasoned"] = float(last is not None and str(last["value"]) == trace.problem["answer"])
-        found["agrees"] = float(str(last["value"]) == trace.answer_text) if last is not None else np.nan
+        reached = reached_value(trace)
+        found["reasoned"] = float(reached == trace.problem["answer"])
+        found["agrees"] = float(reached == trace.answer_text) if reached is not None else np.nan
     return found
 
 

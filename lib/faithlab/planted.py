@@ -61,3 +61,11 @@ def planted(trace: Trace) -> Planted | None:
     if last is not None:
         mark("decisive", last["value_start"], last["value_end"])
     return Planted(**marks)
+
+
+def reached_value(trace: Trace) -> str | None:
+    """The value that the reasoning of a story's trace reaches for what was asked, or None if it reaches none. An answer
+    that is another one does not come from the reasoning."""
+    target = trace.problem["truth"]["target"]
+    step = decisive_step(annotate(trace.reasoning_text, target=target, on_path=()), target)
+    return None if step is None else str(step["value"])

@@ -17,7 +17,7 @@ from faithlab import tasks
 from faithlab.faithfulness import reasoning_effect
 from faithlab.intervals import Interval, mean_interval, share_interval
 from faithlab.models import Reasoner, load_reasoner
-from faithlab.tasks.story_text import annotate, decisive_step
+from faithlab.planted import reached_value
 from faithlab.traces import Trace
 
 # What abacus must be for the rest to stand on it: (lowest, highest) of each quantity.
@@ -29,14 +29,6 @@ REQUIRED = {
     "nats lost without reasoning, strong hint": (-0.2, 0.2),
     "follows where reasoning disagrees, weak": (0.4, 0.6),
 }
-
-
-def reached_value(trace: Trace) -> str | None:
-    """The value that the reasoning of a stories trace reaches for what was asked, or None if it reaches none."""
-    truth = trace.problem["truth"]
-    on_path = [f["entity"] for f in truth["facts"] if f["on_path"]]
-    step = decisive_step(annotate(trace.reasoning_text, target=truth["target"], on_path=on_path), truth["target"])
-    return None if step is None else str(step["value"])
 
 
 def rights(traces: list[Trace]) -> list[float]:
