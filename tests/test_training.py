@@ -54,6 +54,7 @@ def test_a_run_leaves_log_rollouts_models_and_measures(finished):
     assert {"reward", "balance/weight", "balance/saliency", "credit/gamma_mean", "mask_network/loss"} <= set(
         log.columns
     )
+    assert log[["saliency/time_share", "credit/time_share"]].stack().between(0, 1).all()
     rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in rows}) == [1, 2, 4] and len(rows) == 3 * SMALL.rollouts
     assert len({row["prompt"] for row in rows if row["step"] == 2}) == 1, "a group is of one prompt"
@@ -81,26 +82,32 @@ def test_a_folder_serves_one_arm_and_seed(finished):
             training.train(arm, seed, folder)
 
 
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
-    folder, _ = finished
+def interrupted(arm, seed, folder, at, monkeypatch):
+    """A run that Ctrl-C ends in the middle of the step behind step `at`."""
     from faithlab.grpo import FaithfulGRPOTrainer
 
     step = FaithfulGRPOTrainer.training_step
 
     def stops(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        if self.state.global_step == at:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(FaithfulGRPOTrainer, "training_step", stops)
     with pytest.raises(KeyboardInterrupt):
-        training.train(SMALL, 3, tmp_path, quiet=True)
+        training.train(arm, seed, folder, quiet=True)
     monkeypatch.undo()
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    interrupted(SMALL, 3, tmp_path, 3, monkeypatch)
     assert training.last_checkpoint(tmp_path).endswith("checkpoint-2")
     training.train(SMALL, 3, tmp_path, quiet=True)
     whole, resumed = (load_file(f / "last" / "model.safetensors") for f in (folder, tmp_path))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole), "bit for bit"
     assert (folder / "held_out.csv").read_text() == (tmp_path / "held_out.csv").read_text()
+    assert len(json.loads((folder / "log.json").read_text())) == len(pd.read_csv(folder / "log.csv"))
     columns = ["step", "reward", "balance/weight", "credit/gamma_mean"]
     logs = [pd.read_csv(f / "log.csv")[columns] for f in (folder, tmp_path)]
     pd.testing.assert_frame_equal(*logs)
@@ -160,6 +167,21 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, capsys):
         assert main(["train", *call]) == 2 and "another process trains in" in capsys.readouterr().err
         assert main(["sweep", "--plan", str(tmp_path / "plan.csv"), "--output", str(tmp_path / "runs")]) == 0
     assert "another process is at it" in capsys.readouterr().out
+
+
+def test_lora_trains_a_few_weights_goes_on_and_leaves_a_model_that_loads_by_itself(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    arm = dataclasses.replace(SMALL, lora=2, steps=2, save_every=1)
+    training.train(arm, 0, tmp_path / "whole", quiet=True)
+    interrupted(arm, 0, tmp_path / "broken", 1, monkeypatch)
+    adapters = load_file(tmp_path / "broken" / "checkpoint-1" / "adapter_model.safetensors")
+    assert sum(v.numel() for v in adapters.values()) < 0.1 * load_reasoner().model.num_parameters()
+    training.train(arm, 0, tmp_path / "broken", quiet=True)
+    whole, resumed = (load_file(tmp_path / f / "last" / "model.safetensors") for f in ("whole", "broken"))
+    start = load_reasoner(str(tmp_path / "whole" / "last")).model.state_dict()
+    assert set(whole) <= set(load_reasoner().model.state_dict()), "a plain model, without names of adapters"
+    assert any(not torch.equal(v, whole[k]) for k, v in load_reasoner().model.state_dict().items() if k in whole)
+    assert all(torch.equal(start[k], v) and torch.equal(resumed[k], v) for k, v in whole.items())
 
 
 def test_no_steps_means_to_measure_only(tmp_path):

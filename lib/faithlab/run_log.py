@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,8 +12,19 @@ from transformers import TrainerCallback
 from faithlab.results import write_atomically
 
 
+def save_whole(trainer, folder: Path) -> None:
+    """Save the policy as a model that loads by itself. LoRA adapters are merged into a copy of their model, for which
+    there must be memory; checkpoints, which training goes on from, hold the adapters alone."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(policy, "merge_and_unload"):
+        trainer.save_model(str(folder))
+    elif trainer.args.should_save:
+        copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+
+
 class RunLog(TrainerCallback):
-    """Writes `log.csv`, `rollouts.jsonl` and `best/` into the run's folder; see `faithlab.training`.
+    """Writes `log.csv`, `log.json`, `rollouts.jsonl` and `best/` into the run's folder; see `faithlab.training`.
 
     The log is the trainer's own history, which a checkpoint holds, so a resumed run's log has every step once.
     """
@@ -32,7 +44,11 @@ class RunLog(TrainerCallback):
         table = pd.DataFrame(rows).drop(columns="epoch", errors="ignore")
         if len(table):
             table = table[["step", *(c for c in table.columns if c != "step")]]
+            for part in ("saliency", "credit"):
+                if f"{part}/seconds" in table:
+                    table[f"{part}/time_share"] = table[f"{part}/seconds"] / table["step_time"]
             write_atomically(self.folder / "log.csv", table.to_csv(index=False, float_format="%.5g"))
+            write_atomically(self.folder / "log.json", table.to_json(orient="records", indent=1) + "\n")
         if state.global_step % self.keep_every == 0 or state.global_step == 1:
             self._keep_rollouts(state.global_step, args.num_generations)
 
@@ -42,7 +58,7 @@ class RunLog(TrainerCallback):
         every = int(args.save_steps)
         means = [sum(values[i : i + every]) / len(values[i : i + every]) for i in range(0, len(values), every)]
         if means and means[-1] == max(means):
-            self.trainer.save_model(str(self.folder / "best"))
+            save_whole(self.trainer, self.folder / "best")
 
     def _keep_rollouts(self, step: int, count: int) -> None:
         """Append one group of the rollouts that this step learned from."""

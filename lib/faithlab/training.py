@@ -3,7 +3,7 @@
 In the run's folder:
 
     arm.json          what was asked for; a folder serves one arm and seed
-    log.csv           one row a step: TRL's metrics and ours
+    log.csv, .json    one row a step: TRL's metrics and ours
     rollouts.jsonl    a group of rollouts every so many steps, with rewards and saliency
     checkpoint-N/     the last two states that training can go on from
     best/, last/      models: of the highest mean reward between two checkpoints, and of the end
@@ -144,10 +144,13 @@ class Busy(FaithlabError):
 
 def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
     from transformers import PrinterCallback
+    from transformers.utils import logging
 
     from faithlab.grpo import NotFinite
-    from faithlab.run_log import RunLog
+    from faithlab.run_log import RunLog, save_whole
 
+    if quiet:
+        logging.disable_progress_bar()  # of saving and loading; the trainer's own is an option
     trainer = make_trainer(arm, seed, folder, quiet=quiet)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)  # `log.csv` has it all
@@ -157,11 +160,10 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
             with warnings.catch_warnings():  # TRL's use of transformers' old names, at every step
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
                 trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-        if arm.steps and main:
-            trainer.save_model(str(folder / "last"))
+        if arm.steps:
+            save_whole(trainer, folder / "last")
     except NotFinite:
-        if main:
-            trainer.save_model(str(folder / "stopped"))  # the weights before the step that failed
+        save_whole(trainer, folder / "stopped")  # the weights before the step that failed
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch and safetensors report a full disk in errors of their own
