@@ -19,6 +19,7 @@ from faithlab import held_out, sweep, training
 from faithlab.arms import Arm
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
+from faithlab.mask_network import MaskNetwork
 from faithlab.models import load_reasoner
 
 SMALL = Arm(
@@ -65,6 +66,7 @@ def test_a_run_leaves_log_rollouts_models_and_measures(finished):
         assert load_reasoner(str(folder / name)).model.num_parameters() == load_reasoner().model.num_parameters()
     start, end = load_reasoner().model.state_dict(), load_file(folder / "last" / "model.safetensors")
     assert any(not torch.equal(start[k], v) for k, v in end.items()), "it was trained"
+    assert MaskNetwork.load(folder / "last" / "reward-0").config.layers, "the network that learnt along"
     assert not list(folder.glob("checkpoint-*")), "a finished run needs no state to go on from"
 
 

@@ -166,12 +166,16 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     def _keepers(self):
         return [(i, f) for i, f in enumerate(self.reward_funcs) if hasattr(f, "save") and hasattr(f, "load")]
 
+    def save_rewards(self, folder: str | Path) -> None:
+        """Save what reward functions have learnt into `folder/reward-I`."""
+        for i, function in self._keepers():
+            function.save(Path(folder) / f"reward-{i}")
+
     def _save_checkpoint(self, model, trial):
         # First, so that a checkpoint whose state file is there, which TRL writes last, is whole.
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            for i, function in self._keepers():
-                function.save(folder / f"reward-{i}")
+            self.save_rewards(folder)
             if self._groups is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 heads = dict(layers=self._groups.layers, local=self._groups.local.tolist())

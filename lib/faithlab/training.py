@@ -6,7 +6,8 @@ In the run's folder:
     log.csv, .json    one row a step: TRL's metrics and ours
     rollouts.jsonl    a group of rollouts every so many steps, with rewards and saliency
     checkpoint-N/     the last two states that training can go on from
-    best/, last/      models: of the highest mean reward between two checkpoints, and of the end
+    best/, last/      models: of the highest mean reward between two checkpoints, and of the end; with the last also
+                      what its rewards learnt (`reward-0/`: a mask network, an automatic weight)
     held_out.csv      one row a held-out problem (`faithlab.held_out`); there once the run is finished
 """
 
@@ -162,6 +163,8 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
                 trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         if arm.steps:
             save_whole(trainer, folder / "last")
+            if main:
+                trainer.save_rewards(folder / "last")
     except NotFinite:
         save_whole(trainer, folder / "stopped")  # the weights before the step that failed
         raise
