@@ -23,6 +23,7 @@ from faithlab.errors import FaithlabError, unknown
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("faithlab.training", "train one arm of an experiment with one seed, and measure it"),
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
+    "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),
     "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
 }
 

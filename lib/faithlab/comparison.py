@@ -20,7 +20,7 @@ from scipy import stats
 
 from faithlab.errors import FaithlabError
 
-RESAMPLES = 4000
+RESAMPLES = 10_000
 
 
 class Difference(NamedTuple):

@@ -1,0 +1,234 @@
+"""Evaluation: quantities against their definitions, pass@k against enumeration, and a command that loses nothing."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import unanswered
+
+from faithlab import comparison, evaluate, evaluation, tasks
+from faithlab.cli import main
+from faithlab.errors import FaithlabError
+from faithlab.evaluation import Work, measure, pass_at_k, summary, with_pass
+from faithlab.faithfulness import reasoning_effect, token_effects
+from faithlab.interventions import interventions
+from faithlab.likelihood import prompt_hidden_logp
+from faithlab.models import load_reasoner
+from faithlab.saliency import optimise_mask
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """abacus on six hinted stories, everything measured."""
+    reasoner = load_reasoner("abacus")
+    rows = list(tasks.load("stories", split="test", n=6, seed=0, hops=(1, 2), hint="weak", hint_right=0.0))
+    options = dict(samples=2, seed=3)
+    return reasoner, rows, options, measure(reasoner, "stories", rows, groups=tuple(evaluation.GROUPS), **options)
+
+
+# --- pass@k ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 7), st.data())
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, data):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    right = [i < c for i in range(n)]
+    subsets = list(itertools.combinations(right, k))
+    assert pass_at_k([c], [n], k)[0] == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_at_its_ends():
+    assert pass_at_k([1, 3], [4, 4], 1) == pytest.approx([0.25, 0.75])
+    assert math.isnan(pass_at_k([1], [2], 4)[0]), "fewer samples than k"
+    assert pass_at_k([1], [10**6], 1000)[0] == pytest.approx(0.001)
+    for bad in (([3], [2], 1), ([-1], [2], 1), ([1], [2], 0)):
+        with pytest.raises(FaithlabError):
+            pass_at_k(*bad)
+
+
+def test_passes_go_up_to_the_number_of_samples():
+    table = pd.DataFrame(dict(right=[0.5], rights=[3], samples=[6]))
+    found = with_pass(table)
+    assert [c for c in found if c.startswith("pass@")] == ["pass@2", "pass@4"]
+    assert found["pass@2"][0] == pytest.approx(1 - 3 / 15)
+    assert "pass@2" in set(summary(table)["quantity"])
+
+
+# --- quantities ------------------------------------------------------------------------------------------------------
+
+
+def test_every_group_gives_the_columns_it_promises(measured):
+    *_, table = measured
+    assert table["problem"].tolist() == list(range(6))
+    assert set(evaluation.QUANTITIES) <= set(table.columns)
+    for name, (low, high) in evaluation.SUPPORT.items():
+        assert table[name].dropna().between(low - 1e-6, high + 1e-6).all(), name
+
+
+def test_quantities_are_those_of_the_functions_they_come_from(measured):
+    reasoner, rows, options, table = measured
+    sampled = reasoner.generate(rows, options["samples"], seed=options["seed"])
+    greedy = reasoner.generate(rows, temperature=0)
+    score = tasks.scorer("stories")
+    right = np.array([score(t.answer_text, t.problem).value for t in sampled]).reshape(6, 2)
+    assert table["right"].tolist() == pytest.approx(right.mean(1)) and table["rights"].tolist() == right.sum(1).tolist()
+    hinted = [float(t.answer_text == str(t.problem["truth"]["hint"]["value"])) for t in sampled]
+    assert table["follows"].tolist() == pytest.approx(np.reshape(hinted, (6, 2)).mean(1))
+    first = sampled[::2]
+    assert all(t.answered for t in first), "else the rows below would have to be matched"
+    close = dict(abs=1e-4)
+    assert table["nats"].tolist() == pytest.approx(reasoning_effect(reasoner, first)["effect"].tolist(), **close)
+    assert table["sufficiency"].tolist() == pytest.approx(prompt_hidden_logp(reasoner, first).exp().tolist(), **close)
+    masks = optimise_mask(reasoner.model, first, pad_id=reasoner.pad_id).values
+    assert table["mask"].tolist() == pytest.approx([float(s.mean()) for s in masks], abs=1e-3)
+    early = interventions(reasoner, rows, kinds=("early_answering",), traces=greedy, per_trace=True)
+    assert table["early"].tolist() == pytest.approx(early.groupby("trace")["effect"].mean().tolist())
+    again = token_effects(reasoner, greedy, method="resample", unit="sentence", seed=options["seed"])
+    assert table["resampled"].tolist() == pytest.approx(again.groupby("trace")["effect"].mean().tolist())
+
+
+def test_means_over_samples_leave_out_what_was_not_measured():
+    work = Work(None, "stories", [{}, {}], 2, 1.0, 0, False)
+    assert work.by_problem([1.0, math.nan, 0.0, 1.0]).tolist() == [1.0, 0.5]
+    assert work.spread([1], [4.0]).tolist()[1] == 4.0 and math.isnan(work.spread([1], [4.0])[0])
+
+
+def test_what_has_no_answer_or_is_no_story_is_nan(monkeypatch):
+    reasoner = load_reasoner("abacus")
+    rows = list(tasks.load("stories", split="test", n=2, seed=0, hops=(1, 1)))
+    write = type(reasoner).generate
+    monkeypatch.setattr(type(reasoner), "generate", lambda *a, **k: [unanswered(t) for t in write(*a, **k)])
+    table = measure(reasoner, "stories", rows, groups=tuple(g for g in evaluation.GROUPS if g != "hint"), samples=1)
+    for name in ("nats", "sufficiency", "mask", "relayed", "early", "mistake", "filler", "resampled"):
+        assert table[name].isna().all(), name
+    assert table["right"].tolist() == [0, 0]
+    other = measure(reasoner, "chain_sum", [dict(question="3 + 4 = ?", answer="7")], groups=("reading", "text"))
+    assert "follows" not in other and "fillers" not in other and "length" in other
+
+
+def test_greedy_results_do_not_depend_on_company():
+    reasoner = load_reasoner("abacus")
+    rows = list(tasks.load("stories", split="test", n=5, seed=2, hops=(1, 2)))
+    options = dict(samples=1, temperature=0, groups=("accuracy", "text", "reasoning"))
+    together = measure(reasoner, "stories", rows, **options)
+    alone = pd.concat([measure(reasoner, "stories", [r], **options) for r in rows], ignore_index=True)
+    columns = [c for c in together if c != "problem"]
+    pd.testing.assert_frame_equal(together[columns], alone[columns], atol=1e-4, rtol=0)
+
+
+def test_bad_settings_are_named():
+    reasoner = load_reasoner("abacus")
+    rows = list(tasks.load("stories", split="test", n=1, seed=0))
+    for options, message in (
+        (dict(groups=("accurazy",)), "did you mean 'accuracy'"), (dict(samples=0), "samples=0"),
+        (dict(temperature=-1), "temperature=-1"),
+    ):  # fmt: skip
+        with pytest.raises(FaithlabError, match=message):
+            measure(reasoner, "stories", rows, **options)
+    with pytest.raises(FaithlabError, match="unknown task"):
+        measure(reasoner, "storys", rows)
+    with pytest.raises(FaithlabError, match="no problems"):
+        measure(reasoner, "stories", [])
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+SMALL = dict(n=5, groups=("accuracy", "text"), samples=2, options=dict(hops=[1, 1]))
+
+
+@pytest.fixture
+def parts_of_two(monkeypatch):
+    monkeypatch.setattr(evaluate, "PART", 2)
+
+
+def test_a_stopped_evaluation_goes_on_and_counts_nothing_twice(tmp_path, monkeypatch, parts_of_two):
+    whole = evaluate.evaluate(["abacus"], tmp_path / "whole", **SMALL)["abacus"]
+    calls = []
+
+    def stops(*args, **options):
+        calls.append(len(args[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args, **options)
+
+    monkeypatch.setattr(evaluation, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(["abacus"], tmp_path / "broken", **SMALL)
+    resumed = evaluate.evaluate(["abacus"], tmp_path / "broken", **SMALL)["abacus"]
+    assert calls == [2, 2, 2, 1], "the first part is not run again"
+    pd.testing.assert_frame_equal(whole, resumed)
+    evaluate.evaluate(["abacus"], tmp_path / "broken", **SMALL)
+    assert calls == [2, 2, 2, 1], "what is finished is only read"
+
+
+def test_the_command_prints_and_writes_tables(tmp_path, capsys):
+    load_reasoner("abacus").model.save_pretrained(tmp_path / "copy")
+    load_reasoner("abacus").tokenizer.save_pretrained(tmp_path / "copy")
+    call = [
+        "evaluate",
+        "abacus",
+        str(tmp_path / "copy"),
+        "--n",
+        "3",
+        "--samples",
+        "2",
+        "--quiet",
+        "-o",
+        "hops",
+        "[1, 1]",
+    ]
+    assert main([*call, "--groups", "accuracy,early", "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "pass@2" in out and "difference to abacus" in out
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {row["reasoner"] for row in record["summary"]} == {"abacus", "copy"}
+    found = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert (found["value"] == 0).all() and (found["p_holm"] == 1).all(), "a copy does not differ"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "abacus.problems.csv", "comparison.csv", "copy.problems.csv", "evaluation.json", "summary.csv",
+    ]  # fmt: skip
+
+
+def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
+    evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
+    with pytest.raises(FaithlabError, match="another evaluation"):
+        evaluate.evaluate(["abacus"], tmp_path / "one", **{**SMALL, "n": 6})
+    (tmp_path / "one" / "evaluation.json").write_text("{")
+    with pytest.raises(FaithlabError, match="damaged"):
+        evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
+    for call, message in (
+        (["abacus", "--groups", "accurracy"], "did you mean 'accuracy'"), (["abacus", "x/abacus"], "both be called"),
+        (["abacus", "-o", "hops", "[1"], "cannot be read"), (["abacus", "--n", "0"], "n=0"),
+        (["abacus", "-o", "hopz", "1"], "hopz"), (["nonesuch"], "nonesuch"),
+    ):  # fmt: skip
+        assert main(["evaluate", *call, "--quiet", "--output", str(tmp_path / "two")]) == 2
+        assert message in capsys.readouterr().err
+        if (tmp_path / "two").exists():
+            for path in (tmp_path / "two").iterdir():
+                path.unlink()
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(FaithlabError, match="choose another --output"):
+        evaluate.evaluate(["abacus"], file, **SMALL)
+
+
+def test_labels_are_names_of_files():
+    assert evaluate.labels(["abacus", "runs/train/arm-1/last", "org/Model 3B"]) == ["abacus", "arm-1", "Model_3B"]
+    assert evaluate.labels(["../../.."]) == ["reasoner"]
+    with pytest.raises(FaithlabError, match="no reasoner"):
+        evaluate.labels([])
+
+
+def test_side_by_side_comparison_is_paired_and_corrected():
+    rng = np.random.default_rng(0)
+    base = pd.DataFrame(dict(problem=range(50), right=rng.random(50), nats=rng.random(50)))
+    better = base.assign(right=base["right"] + 0.3)
+    found = evaluate.compare(dict(base=base, better=better)).set_index("quantity")
+    assert found.loc["right", "value"] == pytest.approx(0.3) and found.loc["right", "p_holm"] < 0.01
+    assert found.loc["nats", "p_holm"] == 1
+    assert found["p_holm"].tolist() == comparison.holm(found["p"]).tolist()
