@@ -33,9 +33,13 @@ def test_uniform_reads_nothing_and_is_one():
     assert credit.weights("uniform", None, torch.ones(2, 3)).tolist() == [[1.0] * 3] * 2
 
 
-def test_at_least_one_token_and_ties_go_to_the_earlier():
-    assert credit.weights("flow", row(1.0, 2.0, 2.0), torch.ones(1, 3), quantile=0.01).tolist() == [[1, 1.5, 1]]
-    assert credit.weights("flow", row(1.0, 2.0, 2.0), torch.ones(1, 3), quantile=0).tolist() == [[1, 1, 1]]
+def test_at_least_one_token_unless_it_ties_with_those_left_out():
+    assert credit.weights("flow", row(1.0, 3.0, 2.0), torch.ones(1, 3), quantile=0.01).tolist() == [[1, 1.5, 1]]
+    assert credit.weights("flow", row(1.0, 3.0, 2.0), torch.ones(1, 3), quantile=0).tolist() == [[1, 1, 1]]
+    sparse = row(0.0, 0.9, 0.0, 0.4, 0.0, 0.0)
+    assert credit.weights("saliency", sparse, torch.ones(1, 6), quantile=0.5).tolist() == [[1, 1.5, 1, 1.5, 1, 1]]
+    assert credit.weights("flow", row(2.0, 2.0, 2.0), torch.ones(1, 3), quantile=0.4).tolist() == [[1, 1, 1]]
+    assert credit.weights("flow", row(2.0, 2.0, 2.0), torch.ones(1, 3), quantile=1).tolist() == [[1.5, 1.5, 1.5]]
 
 
 def test_bottom_takes_the_lowest_and_never_the_undefined():
@@ -110,7 +114,8 @@ def naive(name, scores, mask, quantile, look_back=3, alpha=0.5):
     def chosen(score):
         defined = [i for i in inside if not math.isnan(score[i])]
         count = max(1, round(quantile * len(defined))) if quantile and defined else 0
-        return set(sorted(defined, key=lambda i: (-score[i], i))[:count])
+        ranked = sorted(defined, key=lambda i: -score[i])
+        return {i for i in ranked[:count] if count == len(ranked) or score[i] > score[ranked[count]]}
 
     def lower_median(values):
         known = sorted(v for v in values if not math.isnan(v))

@@ -120,7 +120,10 @@ def weights(
 
 def top(score: Float[Tensor, "batch token"], quantile: float) -> Bool[Tensor, "batch token"]:
     """The `quantile` of each row's defined scores that are highest: round(quantile * defined) of them, at least one if
-    any is defined and the quantile is not 0. Ties go to the earlier token."""
+    any is defined and the quantile is not 0.
+
+    Tokens that tie across the border are all left out: a score that does not tell them apart gives no reason to take
+    the earlier ones (a sparse mask is 0 at most tokens)."""
     defined = ~torch.isnan(score)
     count = defined.sum(1)
     wanted = (count * quantile).round().clamp(min=1 if quantile > 0 else 0)
@@ -128,7 +131,9 @@ def top(score: Float[Tensor, "batch token"], quantile: float) -> Bool[Tensor, "b
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
     )
-    return defined & (rank < wanted[:, None])
+    inside = defined & (rank < wanted[:, None])
+    first_out = torch.where(defined & ~inside, score, -torch.inf).amax(1, keepdim=True)
+    return inside & (score > first_out)
 
 
 def change(waad: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:

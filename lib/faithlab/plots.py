@@ -195,10 +195,12 @@ def learning_curves(
     log: pd.DataFrame, arms: Mapping[str, str], column: str = "reward", *, window: int = 9, ax: Axes | None = None
 ) -> Axes:
     """A column of the training logs by step: thin lines are seeds, thick ones their mean, both as running means over
-    `window` steps. `arms` from arm to label; those without a finished run are left out."""
+    `window` steps. `arms` from arm to label; those without a run, or without values in the column, are left out."""
     ax = axes_or_new(ax, (6, 3.4))
-    for k, (arm, name) in enumerate((a, n) for a, n in arms.items() if a in set(log["arm"])):
-        runs = log[log["arm"] == arm].pivot(index="step", columns="seed", values=column)
+    for k, (arm, name) in enumerate(arms.items()):  # an arm keeps its colour, whichever others are there
+        runs = log[(log["arm"] == arm) & log[column].notna()].pivot(index="step", columns="seed", values=column)
+        if runs.empty:
+            continue
         runs = runs.rolling(window, min_periods=1, center=True).mean()
         ax.plot(runs.index, runs, color=PALETTE[k % 10], linewidth=0.6, alpha=0.35)
         label = f"{name} ({runs.shape[1]} seed{'s' if runs.shape[1] > 1 else ''})"
