@@ -198,6 +198,7 @@ def test_a_coupling_that_is_there_is_found_and_one_that_is_not_is_not():
     values = [rng.normal(size=60) for _ in range(10)]
     at = [[int(i) for i in rng.choice(60, 8, replace=False)] for _ in values]
     null = coupling("none", values, at, shuffles=400)
+    assert null.low < null.null < null.high and null.low < null.observed < null.high
     assert null.p > 0.05 and null.n == 80 and null.null == pytest.approx(np.concatenate(values).mean(), abs=0.02)
     for v, positions in zip(values, at, strict=True):
         v[positions] += 1

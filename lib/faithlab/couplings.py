@@ -41,12 +41,15 @@ def peaks(profile: Sequence[float], share: float = SHARE) -> list[int]:
 
 @dataclass(frozen=True)
 class Coupling:
-    """`observed` against the `null` of shuffled positions (mean over shuffles); `p` is the one-sided share of shuffles
-    at least as high as observed (with the +1 correction); `n` counts peaks over all traces. NaN and p = 1 for none."""
+    """`observed` against the `null` of shuffled positions (mean over shuffles, 95 % of which lie between `low` and
+    `high`); `p` is the one-sided share of shuffles at least as high as observed (with the +1 correction); `n` counts
+    peaks over all traces. NaN and p = 1 for none."""
 
     name: str
     observed: float
     null: float
+    low: float
+    high: float
     p: float
     n: int
 
@@ -85,15 +88,15 @@ def coupling(
     counts = [min(len(positions), len(d)) for positions, d in zip(at, defined, strict=True)]
     n = sum(map(len, at))
     if not n:
-        return Coupling(name, np.nan, np.nan, 1.0, 0)
+        return Coupling(name, *[np.nan] * 4, 1.0, 0)
     observed = float(
         np.concatenate([v[positions] for v, positions in zip(values, at, strict=True) if positions]).mean()
     )
     rng = np.random.default_rng(seed)
     null = np.array([_shuffled(values, defined, counts, rng) for _ in range(shuffles)])
-    return Coupling(
-        name, observed, float(null.mean()), float((1 + (null >= observed - 1e-12).sum()) / (1 + shuffles)), n
-    )
+    low, high = np.quantile(null, [0.025, 0.975])
+    p = (1 + (null >= observed - 1e-12).sum()) / (1 + shuffles)
+    return Coupling(name, observed, float(null.mean()), float(low), float(high), float(p), n)
 
 
 def couplings(

@@ -1,0 +1,78 @@
+"""The table of published claims: verdicts by hand, and a file that names results that exist or can."""
+
+import pandas as pd
+import pytest
+
+from faithlab.claims import COLUMNS, judge, read_claims, verdict
+from faithlab.errors import FaithlabError
+
+BASE = dict(method="m", source="paper", claim="c", model="x", published="1 to 2")
+
+
+def row(value, low=float("nan"), high=float("nan"), quantity="q", reasoner="abacus"):
+    return dict(reasoner=reasoner, quantity=quantity, value=value, low=low, high=high, n=10)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "test", "expected"),
+    [
+        (row(2, 1.5, 2.5), row(1, 0.5, 1.4), "above", "holds"),
+        (row(2, 1.5, 2.5), row(1, 0.5, 1.6), "above", "open"),
+        (row(1, 0.5, 1.4), row(2, 1.5, 2.5), "above", "does not"),
+        (row(1, 0.5, 1.4), row(2, 1.5, 2.5), "below", "holds"),
+        (row(0.1, 0.05, 0.2), 0, "above", "holds"),
+        (row(0.1, -0.05, 0.2), 0, "above", "open"),
+        (row(0.1, -0.05, 0.2), 0, "near", "holds"),
+        (row(0.1, 0.05, 0.2), 0, "near", "does not"),
+        (row(3), row(1, 0, 2), "above", "holds"),
+        (row(1.5), row(1, 0, 2), "above", "open"),
+    ],
+)
+def test_verdicts(ours, other, test, expected):
+    assert verdict(ours, other, test) == expected
+
+
+def test_each_claim_and_reasoner_has_its_row():
+    claims = [
+        BASE | dict(ours="q", above="p", reasoners=["abacus", "smollm2"]),
+        BASE | dict(ours="missing", above=0),
+        BASE | dict(why="needs people"),
+    ]
+    results = pd.DataFrame([row(2, 1.8, 2.2), row(1, 0.8, 1.2, "p"), row(1, 0.9, 1.1, reasoner="smollm2"),
+                            row(1, 0.9, 1.1, "p", "smollm2")])  # fmt: skip
+    found = judge(claims, results)
+    assert found.columns.tolist() == COLUMNS
+    assert found["verdict"].tolist() == ["holds", "open", "no result", "untested"]
+    assert found["against"][0] == "above 1 (p)" and found["against"][3] == "needs people"
+
+
+def test_the_file_is_sound_and_keeps_its_sources_apart():
+    claims = read_claims()
+    assert {c["method"] for c in claims} == {"preplan and anchor", "FlowTracer", "AtManRL"}
+    assert {c["source"] for c in claims if c["method"] == "AtManRL"} == {
+        "paper",
+        "notes on the paper",
+        "summary article",
+    }
+    table = judge()
+    assert len(table) >= len(claims)
+    tested = table[~table["verdict"].isin(["untested", "no result"])]
+    assert tested["ours"].notna().all() and len(tested) >= 20
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (BASE | dict(ours="q", abve=1), "did you mean 'above'"), (BASE | dict(ours="q"), "needs `ours` and one of"),
+        (BASE | dict(ours="q", above=1, why="x"), "needs `ours`"), (BASE | dict(ours="q", above=1, below=2), "needs"),
+        (BASE | dict(above=1), "needs `ours`"), (dict(method="m", why="x"), "lacks claim, model, published, source"),
+        (BASE | dict(source="blog", why="x"), "unknown source"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file_are_named(tmp_path, entry, message):
+    import yaml
+
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(dict(claims=[entry])))
+    with pytest.raises(FaithlabError, match=message):
+        read_claims(path)
