@@ -114,6 +114,16 @@ def test_writing_is_bound_by_memory():
     assert writing_seconds(shape, lengths, 64, bandwidth=1e12) < 64 * alone / 10, "a batch shares the weights"
 
 
+def test_a_grpo_step_is_writing_and_three_passes():
+    shape, lengths = SHAPES["smollm2-135m"], Lengths(60, 130, 10)
+    found = costs.grpo_step(shape, lengths, 64, at_once=16, rate=1e12, size=4)
+    assert found.learning == pytest.approx(3 * 64 * flops(shape, lengths)["forward pass"] / 1e12)
+    assert found.weights == training_bytes(shape, size=4) and found.writing < found.learning
+    assert costs.grpo_step(shape, lengths, 64, at_once=32, rate=1e12).activations > found.activations / 2.01
+    assert "a step takes at least" in str(found)
+    assert costs.measured_rate("cpu", size=128, rounds=2) > 1e6
+
+
 def test_mistakes_are_named():
     for call, message in (
         (lambda: Lengths(0, 1, 1), "prompt=0"), (lambda: training_bytes(SHAPES["qwen3-4b"], lora=-1), "lora=-1"),

@@ -186,6 +186,15 @@ def test_lora_trains_a_few_weights_goes_on_and_leaves_a_model_that_loads_by_itse
     assert all(torch.equal(start[k], v) and torch.equal(resumed[k], v) for k, v in whole.items())
 
 
+def test_memory_and_time_are_estimated_first(tmp_path, monkeypatch, capsys):
+    arm = dataclasses.replace(SMALL, steps=1, saliency=None, balance={}, credit={}, test_problems=1)
+    training.train(arm, 0, tmp_path / "a")
+    assert "estimate for small: weights, gradients and optimiser 0.0" in capsys.readouterr().out
+    monkeypatch.setattr(training, "available_bytes", lambda device: 2**20)
+    with pytest.raises(FaithlabError, match=r"does not fit.*Set accumulation higher"):
+        training.train(arm, 0, tmp_path / "b", quiet=True)
+
+
 def test_no_steps_means_to_measure_only(tmp_path):
     found = training.train(
         Arm(name="still", steps=0, test_problems=3, problems={"hops": [1, 1]}), 0, tmp_path, quiet=True

@@ -16,9 +16,11 @@ Checked against torch's own counter of operations in the tests, and against meas
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 
 from faithlab.errors import FaithlabError, check_number
 
@@ -178,3 +180,53 @@ def writing_seconds(shape: Shape, lengths: Lengths, batch: int, *, bandwidth: fl
     new = lengths.reasoning + lengths.answer
     middle = lengths.prompt + new / 2
     return new * (size * shape.parameters + batch * shape.cache_bytes(1, size) * middle) / bandwidth
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What a GRPO step needs: bytes, and seconds at least (arithmetic at the device's rate for large matrices; small
+    models reach a tenth of it or less)."""
+
+    weights: float
+    activations: float
+    writing: float
+    learning: float
+
+    def __str__(self) -> str:
+        return (
+            f"weights, gradients and optimiser {self.weights / 2**30:.2f} GB, "
+            f"activations {self.activations / 2**30:.2f} GB; "
+            f"a step takes at least {self.writing + self.learning:.1f} s ({self.writing:.1f} s of it for writing)"
+        )
+
+
+def grpo_step(
+    shape: Shape, lengths: Lengths, rollouts: int, *, at_once: int, rate: float, lora: int = 0, size: int = 2
+) -> StepEstimate:
+    """Estimate a step: `rollouts` of these lengths are written and learnt from, `at_once` of them in one pass there and
+    back. `rate` is in FLOP a second; writing is counted as arithmetic, which on a GPU is the smaller of its limits
+    (`writing_seconds` has the other)."""
+    check_number("rate", rate, 0, above=True)
+    n = lengths.total
+    # without checkpointing: hidden states, norms, attention's and the feed-forward's inputs of every layer
+    inner = shape.layers * n * size * (8 * shape.hidden + 4 * shape.inner) + shape.layers * shape.heads * n * size
+    logits = 2 * 4 * n * shape.vocabulary
+    return StepEstimate(
+        training_bytes(shape, lora=lora, size=size),
+        at_once * (inner + logits),
+        rollouts * shape.rows(n, n) / rate,
+        rollouts * 3 * shape.rows(n, n) / rate,
+    )
+
+
+def measured_rate(device, size: int = 1024, rounds: int = 5) -> float:
+    """FLOP a second of the product of two float32 matrices on a device: the best of some rounds."""
+    a = torch.ones(size, size, device=device)
+    best = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ a
+        if a.is_cuda:
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best

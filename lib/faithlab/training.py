@@ -27,13 +27,14 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from faithlab import held_out, rewards, tasks
+from faithlab import costs, held_out, rewards, tasks
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, first_words
-from faithlab.memory import keep_freed_memory
+from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
 from faithlab.results import write_atomically
+from faithlab.rollouts import prompt_ids
 
 FULL = 2**24  # bytes left on a disk that counts as full
 
@@ -154,6 +155,9 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
         logging.disable_progress_bar()  # of saving and loading; the trainer's own is an option
     trainer = make_trainer(arm, seed, folder, quiet=quiet)
     main = trainer.is_world_process_zero()
+    needed = estimate(arm, trainer)
+    if main and not quiet:
+        print(f"estimate for {arm.name}: {needed}", flush=True)
     trainer.remove_callback(PrinterCallback)  # `log.csv` has it all
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
     try:
@@ -182,6 +186,27 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
     return held_out.summary(table)
+
+
+def estimate(arm: Arm, trainer) -> costs.StepEstimate:
+    """What a step of this trainer needs, from the model's shape and the longest texts that the arm allows.
+
+    Raises `FaithlabError`, with what could be changed, if that cannot fit into the device's memory.
+    """
+    model, args = trainer.reasoner.model, trainer.args
+    prompts = [len(prompt_ids(trainer.reasoner.tokenizer, p)) for p in trainer.train_dataset[:16]["prompt"]]
+    lengths = costs.Lengths(max(prompts), arm.max_completion_length, 1)
+    found = costs.grpo_step(
+        costs.Shape.of(model.config), lengths, arm.prompts * arm.rollouts, at_once=args.per_device_train_batch_size,
+        rate=costs.measured_rate(model.device), lora=arm.lora, size=4,
+    )  # fmt: skip
+    free = available_bytes(model.device)
+    if found.weights + found.activations > free:
+        raise FaithlabError(
+            f"{arm.name} does not fit: {found}, and {free / 2**30:.1f} GB are free. Set accumulation higher, lora, "
+            "fewer prompts or rollouts, or a lower max_completion_length"
+        )
+    return found
 
 
 def last_checkpoint(folder: Path) -> str | None:
