@@ -7,7 +7,7 @@ import torch
 from oracle import unanswered
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
-from faithlab import tasks
+from faithlab import tasks, token_scores
 from faithlab.errors import FaithlabError
 from faithlab.granularity import GRANULARITIES, make_layout, sentence_numbers
 from faithlab.likelihood import Variant, answer_logp, reasoning_hidden_logp, variant_logp
@@ -92,6 +92,16 @@ def test_a_trace_does_not_notice_its_company(granularity):
         alone = optimise_mask(reasoner.model, [t], granularity=granularity, **TINY)
         torch.testing.assert_close(alone.mask[0], together.mask[i], atol=0.02, rtol=0)
         torch.testing.assert_close(backwards.mask[-1 - i], together.mask[i], atol=0.02, rtol=0)
+
+
+def test_it_works_where_the_caller_has_turned_gradients_off(trained):
+    reasoner, traces = trained
+    plain = optimise_mask(reasoner.model, traces[:2], **TINY)
+    with torch.no_grad():
+        found = optimise_mask(reasoner.model, traces[:2], **TINY)
+        assert not torch.is_grad_enabled()
+        assert token_scores.score("gradient_floor", reasoner, traces[:1])[0].abs().max() > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain.values, found.values, strict=True))
 
 
 def test_traces_stop_when_their_loss_does_and_the_others_go_on(trained):

@@ -125,9 +125,10 @@ def evaluating(model):
 
 @contextmanager
 def frozen(model):
-    """As `evaluating`, and no weight collects gradient; requires_grad comes back as it was."""
+    """As `evaluating`, and no weight collects gradient; requires_grad comes back as it was. Gradient to other things is
+    wanted, so it is on even where the caller has turned it off."""
     before = [(p, p.requires_grad) for p in model.parameters()]
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         for p, _ in before:
             p.requires_grad_(False)
         try:

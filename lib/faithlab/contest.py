@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from faithlab.likelihood import answer_logp
 from faithlab.planted import planted
 from faithlab.ranking import auroc, average_precision, spearman, top_one
 from faithlab.traces import Trace
-from faithlab.units import units_of
 
 COLUMNS = ["score", "group", "measure", "n", "value", "low", "high"]
 
@@ -101,21 +99,6 @@ def standings(judged: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         row = dict(score=name, group=token_scores.group_of(name), measure=measure, n=where.n)
         rows.append(row | dict(value=where.value, low=where.low, high=where.high))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def committed_effects(path: Path, traces: Sequence[Trace]) -> pd.DataFrame | None:
-    """A table of effects by sentence that was measured earlier, if it is of these very traces; None if it is not there
-    or of others. Resampling takes many minutes, so the repository keeps its outcome."""
-    if not path.is_file():
-        return None
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"text": str})
-    expected = [
-        (i, u[0], u[-1] + 1, "".join(t.pieces[u[0] : u[-1] + 1]))
-        for i, t in enumerate(traces)
-        for u in units_of(t, "sentence")
-    ]
-    found = list(table[["trace", "start", "stop", "text"]].itertuples(index=False, name=None))
-    return table if found == expected else None
 
 
 def tells_apart(faithful: Sequence[Tensor], decorative: Sequence[Tensor]) -> dict[str, float]:

@@ -23,6 +23,9 @@ SHOWN = [
     ("02_attention_heads", "overlap lower behind high FAI"),
     ("03_attention_flow", "answer changed, {} by flow hidden"),
     ("04_saliency_masks", "decisive, average precision, {}"),
+    ("08_faithful_training", "right, no hint, hints right in 100 %, {}"),
+    ("08_faithful_training", "follows the wrong hint, hints right in 100 %, {}"),
+    ("08_faithful_training", "follows the wrong hint, untrained"),
 ]
 
 
