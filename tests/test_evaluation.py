@@ -3,6 +3,10 @@
 import itertools
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -222,6 +226,36 @@ def test_labels_are_names_of_files():
     assert evaluate.labels(["../../.."]) == ["reasoner"]
     with pytest.raises(FaithlabError, match="no reasoner"):
         evaluate.labels([])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_thousand_problems_survive_kills(tmp_path):
+    """kill -9 again and again, the same command again and again: nothing lost, nothing counted twice."""
+    command = [sys.executable, "-m", "faithlab.cli", "evaluate", "abacus", "--n", "2000", "--samples", "1", "--quiet",
+               "--temperature", "0", "--groups", "accuracy,text", "--output", str(tmp_path)]  # fmt: skip
+    path, seen, kills = tmp_path / "abacus.problems.csv", 0, 0
+    while kills < 4:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not path.is_file() or len(pd.read_csv(path)) < seen + 200):
+            time.sleep(0.2)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = len(pd.read_csv(path))
+        assert now >= seen + 200, "what was saved is still there"
+        seen, kills = now, kills + 1
+    subprocess.run(command, check=True, capture_output=True)
+    found = pd.read_csv(path)
+    assert found["problem"].tolist() == list(range(2000))
+    rows = list(tasks.load("stories", split="test", n=2000, seed=0))
+    for first in (0, evaluate.PART * 40):  # the same as measured in one go
+        some = rows[first : first + evaluate.PART]
+        part = measure(load_reasoner("abacus"), "stories", some, groups=("accuracy", "text"), samples=1, temperature=0)
+        again = found[first : first + evaluate.PART].reset_index(drop=True)
+        pd.testing.assert_frame_equal(
+            part.drop(columns="problem"), again.drop(columns="problem"), atol=1e-4, check_dtype=False
+        )
 
 
 def test_side_by_side_comparison_is_paired_and_corrected():

@@ -49,6 +49,8 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
     """
     path = Path(path) if path is not None else data_folder() / "published_claims.yaml"
     entries = read_mapping(path, "claims").get("claims") or []
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise FaithlabError(f"`claims` in {path} must be a list of `key: value` entries")
     for number, entry in enumerate(entries, start=1):
         where = f"claim {number} of {path.name}"
         for key in entry:
