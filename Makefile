@@ -28,7 +28,7 @@ RUNNER = "$(BIN)/faithlab" notebooks $(NOTEBOOKS) --profile "$(PROFILE)" \
 PYTEST = "$(BIN)/python" -m pytest -q --durations=5
 OFF = not slow and not gpu and not hub
 
-.PHONY: help run test notebooks bench data lint clean
+.PHONY: help run test notebooks bench coverage data lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,11 @@ notebooks: $(STAMP)  ## run the notebooks and put their outputs and figures into
 
 bench: $(STAMP)  ## measure speed
 	"$(BIN)/python" -m pytest tests/benchmarks -m "" -q -s
+
+coverage: $(STAMP)  ## how much of the loaders of models and published data the tests run
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$(BIN)/python" -m coverage run --source=faithlab -m pytest -q \
+		tests/test_models.py tests/test_tasks.py -m "not slow and not gpu and not hub"
+	"$(BIN)/python" -m coverage report -m --include="*/models.py,*/formats.py,*/tasks/files.py,*/tasks/gsm8k.py,*/tasks/mmlu.py"
 
 data: $(STAMP)  ## rebuild the embedded checkpoint in data/ (hours; goes on where it was stopped)
 	"$(BIN)/python" -m faithlab.abacus.build

@@ -1,15 +1,17 @@
 """Loading reasoners: what a name, a folder or a broken checkpoint leads to; and the two embedded ones."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_reasoner
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny import ARCHITECTURES, byte_tokenizer, tiny_reasoner
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from faithlab import models, tasks
 from faithlab.abacus.measure import REQUIRED, measure, unmet
@@ -37,6 +39,18 @@ def save(folder: Path, architecture="llama", *, template=None) -> Path:
     return folder
 
 
+def as_on_the_hub(cache: Path, owner_and_name: str) -> None:
+    """A tiny chat model in a cache folder, laid out as the hub's client leaves one: by commit, weights in parts."""
+    commit, repo, tokenizer = "0" * 40, cache / f"models--{owner_and_name.replace('/', '--')}", byte_tokenizer(TEMPLATE)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                         num_attention_heads=4, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(repo / "snapshots" / commit, max_shard_size="50KB")
+    assert len(list((repo / "snapshots" / commit).glob("model-*-of-*.safetensors"))) > 1
+    tokenizer.save_pretrained(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+
+
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
@@ -56,6 +70,23 @@ def test_hub_id_without_a_network_says_what_to_do(monkeypatch):
     ) as error:
         load_reasoner("nobody-here/no-such-model")
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_loads_from_the_cache_and_meets_data_in_published_form(tmp_path):
+    """The way of Llama or Qwen with GSM8K and MMLU, offline; in a process of its own, as the cache is chosen early."""
+    as_on_the_hub(tmp_path / "hub", "someone/tiny-llama")
+    (tmp_path / "test.jsonl").write_text(
+        json.dumps(dict(question=QUESTION, answer="3 + 4 = <<3+4=7>>7\n#### 7")) + "\n"
+    )
+    (tmp_path / "pears_test.csv").write_text('"Ada has 3 pears and 4 more. How many?",7,8,9,10,A\n')
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for task, file in (("gsm8k", "test.jsonl"), ("mmlu", "pears_test.csv")):
+        call = [sys.executable, "-m", "faithlab.cli", "evaluate", "someone/tiny-llama", "--task", task, "-o", "path",
+                str(tmp_path / file), "--n", "1", "--samples", "1", "--groups", "accuracy,text", "--quiet",
+                "--output", str(tmp_path / task)]  # fmt: skip
+        done = subprocess.run(call, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / task / "tiny-llama.problems.csv").read_text().count("\n") == 2
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere"])

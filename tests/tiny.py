@@ -4,6 +4,10 @@ the behaviour of a trained model, only its mechanics."""
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -13,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -22,6 +27,16 @@ from faithlab.formats import AbacusFormat
 from faithlab.models import Reasoner
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2", "mistral")
+
+
+def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows every text: one token a byte."""
+    words = ["<end>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", chat_template=template
+    )
 
 
 def tiny_reasoner(architecture: str = "llama", *, attention: str = "sdpa", seed: int = 0) -> Reasoner:
