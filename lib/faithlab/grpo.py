@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ from faithlab.heads import HORIZON
 from faithlab.models import Reasoner, as_reasoner
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
+
+# TRL, which is pinned, calls transformers by names that will go; the advice is not for our users.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
 HEADS = "credit_heads.json"  # in a checkpoint: the local and global heads that were frozen
 

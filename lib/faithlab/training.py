@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -55,7 +54,7 @@ def reward_of(arm: Arm, reasoner: Reasoner):
 def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save: bool = True):
     """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`."""
     from accelerate import PartialState
-    from transformers import set_seed  # late, as TRL below: importing them takes seconds
+    from transformers import PrinterCallback, set_seed  # late, as TRL below: importing them takes seconds
 
     from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, quick_rollouts
 
@@ -105,7 +104,7 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         except ImportError as error:
             raise FaithlabError("lora needs the package peft: pip install peft") from error
         options["peft_config"] = LoraConfig(r=arm.lora, target_modules="all-linear", task_type="CAUSAL_LM")
-    return FaithfulGRPOTrainer(
+    trainer = FaithfulGRPOTrainer(
         model=reasoner.model,
         args=config,
         reward_funcs=reward_of(arm, reasoner),
@@ -115,6 +114,8 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         rollout_func=quick_rollouts,
         **options,
     )
+    trainer.remove_callback(PrinterCallback)  # a run's log has it all
+    return trainer
 
 
 def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd.DataFrame:
@@ -145,7 +146,6 @@ class Busy(FaithlabError):
 
 
 def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
-    from transformers import PrinterCallback
     from transformers.utils import logging
 
     from faithlab.grpo import NotFinite
@@ -158,13 +158,10 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
     needed = estimate(arm, trainer)
     if main and not quiet:
         print(f"estimate for {arm.name}: {needed}", flush=True)
-    trainer.remove_callback(PrinterCallback)  # `log.csv` has it all
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
     try:
         if arm.steps:
-            with warnings.catch_warnings():  # TRL's use of transformers' old names, at every step
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-                trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         if arm.steps:
             save_whole(trainer, folder / "last")
             if main:
