@@ -1,4 +1,4 @@
-"""The table of published claims: verdicts by hand, and a file that names results that exist or can."""
+"""The table of published claims: verdicts by hand, and the file's form."""
 
 import pandas as pd
 import pytest
@@ -22,9 +22,13 @@ def row(value, low=float("nan"), high=float("nan"), quantity="q", reasoner="abac
         (row(1, 0.5, 1.4), row(2, 1.5, 2.5), "below", "holds"),
         (row(0.1, 0.05, 0.2), 0, "above", "holds"),
         (row(0.1, -0.05, 0.2), 0, "above", "open"),
-        (row(0.1, -0.05, 0.2), 0, "near", "holds"),
-        (row(0.1, 0.05, 0.2), 0, "near", "does not"),
+        (row(0.02, -0.01, 0.04), 0, "near", "holds"),
+        (row(0.1, -0.05, 0.2), 0, "near", "open"),
+        (row(0.1, 0.04, 0.2), 0, "near", "open"),
+        (row(0.1, 0.06, 0.2), 0, "near", "does not"),
         (row(3), row(1, 0, 2), "above", "holds"),
+        (row(3), row(1), "above", "open"),
+        (row(3), 1, "above", "open"),
         (row(1.5), row(1, 0, 2), "above", "open"),
     ],
 )
@@ -60,6 +64,11 @@ def test_the_file_is_sound_and_keeps_its_sources_apart():
     assert tested["ours"].notna().all() and len(tested) >= 20
 
 
+def test_two_results_of_one_name_are_refused():
+    with pytest.raises(FaithlabError, match="two results are called 'q'"):
+        judge([BASE | dict(ours="q", above=0)], pd.DataFrame([row(1), row(2)]))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -67,6 +76,7 @@ def test_the_file_is_sound_and_keeps_its_sources_apart():
         (BASE | dict(ours="q", above=1, why="x"), "needs `ours`"), (BASE | dict(ours="q", above=1, below=2), "needs"),
         (BASE | dict(above=1), "needs `ours`"), (dict(method="m", why="x"), "lacks claim, model, published, source"),
         (BASE | dict(source="blog", why="x"), "unknown source"),
+        (BASE | dict(ours="q", above=1, reasoners="abacus"), "must be a list"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file_are_named(tmp_path, entry, message):

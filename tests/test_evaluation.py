@@ -212,13 +212,42 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     ):  # fmt: skip
         assert main(["evaluate", *call, "--quiet", "--output", str(tmp_path / "two")]) == 2
         assert message in capsys.readouterr().err
-        if (tmp_path / "two").exists():
-            for path in (tmp_path / "two").iterdir():
-                path.unlink()
+        assert not (tmp_path / "two").exists() or not list((tmp_path / "two").iterdir()), "the folder is still free"
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(FaithlabError, match="choose another --output"):
         evaluate.evaluate(["abacus"], file, **SMALL)
+
+
+def test_a_checkpoint_that_changed_is_another(tmp_path):
+    copy = load_reasoner("abacus")
+    for _ in range(2):
+        copy.model.save_pretrained(tmp_path / "copy")
+        copy.tokenizer.save_pretrained(tmp_path / "copy")
+        if not (tmp_path / "out").exists():
+            evaluate.evaluate([str(tmp_path / "copy")], tmp_path / "out", **SMALL)
+            copy.model.lm_head.weight.data.mul_(1.5)
+    with pytest.raises(FaithlabError, match="other weights"):
+        evaluate.evaluate([str(tmp_path / "copy")], tmp_path / "out", **SMALL)
+
+
+def test_what_a_reasoner_has_nothing_of_is_left_empty(tmp_path, capsys):
+    load_reasoner("abacus").model.save_pretrained(tmp_path / "copy")
+    load_reasoner("abacus").tokenizer.save_pretrained(tmp_path / "copy")
+    call = [
+        "evaluate",
+        "abacus",
+        str(tmp_path / "copy"),
+        "--task",
+        "countdown",
+        "--n",
+        "1",
+        "--samples",
+        "1",
+        "--quiet",
+    ]
+    assert main([*call, "--groups", "reading", "--output", str(tmp_path / "out")]) == 0
+    assert pd.read_csv(tmp_path / "out" / "comparison.csv").empty
 
 
 def test_labels_are_names_of_files():

@@ -209,6 +209,7 @@ def test_chat_prompts_go_through_the_template():
         (dict(method="mask"), "unknown method"), (dict(target="golden"), "did you mean 'gold'"),
         (dict(reduction="avg"), "unknown reduction"), (dict(gate="right"), "unknown gate"),
         (dict(method="cut"), "use reduction='drop'"), (dict(reduction="sufficiency"), "use method='cut'"),
+        (dict(method="cut", reduction="sufficiency", scope="all"), "has no options"),
         (dict(method="network", reduction="drop"), "use 'cut'"),
         (dict(k=0), "k=0"), (dict(stepz=3), "did you mean 'steps'"),
         (dict(method="network", floor=-4.0), "unknown option"),

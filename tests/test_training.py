@@ -193,6 +193,9 @@ def test_memory_and_time_are_estimated_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "available_bytes", lambda device: 2**20)
     with pytest.raises(FaithlabError, match=r"does not fit.*Set accumulation higher"):
         training.train(arm, 0, tmp_path / "b", quiet=True)
+    monkeypatch.undo()
+    mended = dataclasses.replace(arm, accumulation=2)
+    training.train(mended, 0, tmp_path / "b", quiet=True)  # the folder was not taken
 
 
 def test_no_steps_means_to_measure_only(tmp_path):

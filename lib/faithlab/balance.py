@@ -9,9 +9,10 @@
     product    R = outcome * saliency: a right answer counts as far as its reasoning carries it, a wrong one not at all
 
 GRPO only sees differences within a group, so the automatic rule compares variances there (both smoothed over steps). As
-the policy becomes sure of its answers V_outcome falls and the weight falls with it: saliency can never be the louder of
-the two for long, and where all groups agree on the outcome it is silent. That is also its guard against TRL's scaling,
-which divides by each group's own standard deviation: use `scale_rewards="batch"` or "none" with it (notebook 06).
+the policy becomes sure of its answers V_outcome falls and the weight falls with it: with a share below 1 saliency is
+never the louder of the two for long, and where all groups agree on the outcome it is silent. That is also its guard
+against TRL's scaling, which divides by each group's own standard deviation: use `scale_rewards="batch"` or "none" with
+it (notebook 06).
 """
 
 from __future__ import annotations

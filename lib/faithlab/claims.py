@@ -3,9 +3,10 @@
 `data/published_claims.yaml` holds one entry a figure: where it was published, for which model, and either which of our
 results (`data/results/notebooks.csv`) test it or why nothing here can. A verdict compares intervals and says
 
-    holds      ours lies on the claimed side of what it is compared with, intervals apart
-    does not   it lies on the other side, intervals apart
-    open       the intervals meet: no difference is seen with so many traces or seeds
+    holds      ours lies on the claimed side of what it is compared with, intervals apart; for a claim that nothing
+               changes (`near`), no difference of more than `MARGIN` is within the two intervals
+    does not   it lies on the other side, intervals apart; for `near`, apart by more than `MARGIN`
+    open       so many traces or seeds do not decide it, or there is no interval to decide by
     no result  the notebooks' results hold no such row (yet)
     untested   it cannot be tested here; `why` says why
 
@@ -25,7 +26,8 @@ from faithlab.yaml_files import read_mapping
 
 SOURCES = ("paper", "notes on the paper", "summary article")
 TESTS = ("above", "below", "near")
-KEYS = {"method", "source", "claim", "model", "published", "ours", "above", "below", "near", "reasoners", "why"}
+MARGIN = 0.05  # of `near`
+KEYS = {"method", "source", "claim", "model", "published", "ours", *TESTS, "reasoners", "why"}
 COLUMNS = [
     "method",
     "source",
@@ -64,16 +66,23 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
         tests = [t for t in TESTS if t in entry]
         if ("why" in entry) == bool(tests) or len(tests) > 1 or bool(tests) != ("ours" in entry):
             raise FaithlabError(f"{where} needs `ours` and one of {', '.join(TESTS)}, or `why` it cannot be tested")
+        if not isinstance(entry.get("reasoners", []), list):
+            raise FaithlabError(f"`reasoners` of {where} must be a list, as [abacus, smollm2]")
     return entries
 
 
 def verdict(ours: Mapping, other: Mapping | float, test: str) -> str:
-    """Compare a result (`value`, `low`, `high`; missing bounds are the value) with another, or with a number."""
+    """Compare a result (`value`, `low`, `high`) with another or with a number. A result without an interval can be
+    compared with one that has one, such as the range of a null distribution; two without decide nothing."""
     low, high = _bounds(ours)
     least, most = _bounds(other) if isinstance(other, Mapping) else (float(other), float(other))
-    apart = "above" if low > most else "below" if high < least else None
+    if low == high and least == most:
+        return "open"
     if test == "near":
-        return "holds" if apart is None else "does not"
+        if max(high - least, most - low) <= MARGIN:
+            return "holds"
+        return "does not" if max(low - most, least - high) > MARGIN else "open"
+    apart = "above" if low > most else "below" if high < least else None
     return "open" if apart is None else "holds" if apart == test else "does not"
 
 
@@ -86,7 +95,13 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
     claims = read_claims() if claims is None else claims
     if results is None:
         results = pd.read_csv(data_folder() / "results" / "notebooks.csv")
-    found = {(r["reasoner"], r["quantity"]): r for r in results.to_dict("records")}
+    found: dict[tuple, dict] = {}
+    asked = {entry.get(key) for entry in claims for key in ("ours", *TESTS)}
+    for r in results.to_dict("records"):
+        key = (r["reasoner"], r["quantity"])
+        if key in found and r["quantity"] in asked:
+            raise FaithlabError(f"two results are called {r['quantity']!r} for {r['reasoner']}; rename one of them")
+        found[key] = r
     rows = []
     for entry in claims:
         said = {k: entry[k] for k in ("method", "source", "claim", "model", "published")}

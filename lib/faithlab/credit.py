@@ -73,7 +73,7 @@ def weights(
         name: one of `STRATEGIES`.
         scores: what the strategy reads (`NEEDS`), as one tensor where that is one score, else by name. NaN: undefined.
         mask: the tokens that the policy wrote and is trained on.
-        quantile: share of the tokens with a defined score that are amplified, at least one token; 0 to 1.
+        quantile: share of the tokens with a defined score that are amplified, 0 to 1; see `top`.
         amplify: gamma of these.
         bottom: take the lowest scores instead of the highest (ablation; not for coupled_rhythm).
         sign: "both"; or amplify only in rollouts with an advantage above 0 ("positive": version 1 of preplan and
@@ -120,7 +120,7 @@ def weights(
 
 def top(score: Float[Tensor, "batch token"], quantile: float) -> Bool[Tensor, "batch token"]:
     """The `quantile` of each row's defined scores that are highest: round(quantile * defined) of them, at least one if
-    any is defined and the quantile is not 0.
+    any is defined and the quantile is not 0, less those that tie with one left out.
 
     Tokens that tie across the border are all left out: a score that does not tell them apart gives no reason to take
     the earlier ones (a sparse mask is 0 at most tokens)."""

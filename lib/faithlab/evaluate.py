@@ -28,7 +28,7 @@ import yaml
 
 from faithlab import comparison, evaluation, tasks
 from faithlab.errors import FaithlabError, check_number, first_words, unknown
-from faithlab.models import load_reasoner
+from faithlab.models import fingerprint, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.tasks.fewshot import for_task
 
@@ -64,12 +64,19 @@ def evaluate(
         check_number(name, value, least, whole=True)
     settings = dict(reasoners=list(map(str, reasoners)), task=task, options=dict(options or {}), split=split, n=n,
                     groups=list(groups), samples=samples, temperature=temperature, seed=seed)  # fmt: skip
-    _claim(folder, settings)
+    settings["weights"] = {name: _weights(source) for name, source in zip(names, reasoners, strict=True)}
+    _refuse_another(folder, settings)
     rows = list(tasks.load(task, split=split, n=n, seed=seed, **(options or {})))
     return {
         name: _one(source, folder / f"{name}.problems.csv", rows, settings, progress)
         for name, source in zip(names, reasoners, strict=True)
     }
+
+
+def _weights(source: str) -> str | None:
+    """What tells one state of a checkpoint's folder from another, such as `best/` of a run that goes on."""
+    folder = Path(str(source)).expanduser()
+    return fingerprint(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None
 
 
 def labels(reasoners: Sequence[str]) -> list[str]:
@@ -89,21 +96,23 @@ def labels(reasoners: Sequence[str]) -> list[str]:
     return found
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note what the folder is for, or refuse one that is for something else."""
+def _refuse_another(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that is for something else. What it is for is noted with the first problems that are saved, so
+    that a mistake in the command costs nothing."""
     path = folder / "evaluation.json"
-    settings = json.loads(json.dumps(settings))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8"))["settings"] != settings:
-                raise FaithlabError(f"{folder} holds another evaluation; give another --output")
-            return
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] != _plain(settings):
+            raise FaithlabError(f"{folder} holds another evaluation, or one of other weights; give another --output")
     except OSError as error:
         raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FaithlabError(f"{path} is damaged; give another --output") from error
-    write_atomically(path, json.dumps(dict(settings=settings), indent=1) + "\n")
+
+
+def _plain(settings: Mapping[str, Any]) -> dict:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _one(source: str, path: Path, rows: list[dict], settings: Mapping, progress: bool) -> pd.DataFrame:
@@ -117,12 +126,9 @@ def _one(source: str, path: Path, rows: list[dict], settings: Mapping, progress:
         part = evaluation.measure(reasoner, settings["task"], rows[first : first + PART], progress=progress, **passed)
         part["problem"] += first
         done = pd.concat([done[:first], part], ignore_index=True)
-        try:
-            write_atomically(path, done.to_csv(index=False, float_format="%.6g"))
-        except OSError as error:
-            raise FaithlabError(
-                f"cannot write {path}: {error.strerror}; free space and give the same command again"
-            ) from error
+        if not (record := path.with_name("evaluation.json")).is_file():
+            write_atomically(record, json.dumps(dict(settings=_plain(settings)), indent=1) + "\n")
+        write_atomically(path, done.to_csv(index=False, float_format="%.6g"))
         if progress:
             print(f"{reasoner.name}: {len(done)} of {len(rows)} problems", flush=True)
     return pd.read_csv(path)
@@ -147,7 +153,8 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
         if first in have:
             found = comparison.compare(whole, [o for o in others if o in have], [first], quantity, seed=seed)
             parts.append(found.assign(quantity=quantity))
-    out = pd.concat(parts, ignore_index=True)
+    columns = ["quantity", "arm", "against", *comparison.Difference._fields]
+    out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     out["p_holm"] = comparison.holm(out["p"])
     return out[["quantity", *(c for c in out.columns if c not in ("quantity", "seeds"))]]
 
@@ -199,7 +206,7 @@ def command(args: argparse.Namespace) -> int:
         index="quantity", columns="reasoner", values="cell"
     )
     order = list(dict.fromkeys(found["quantity"]))
-    print(shown.loc[order, names].to_string(na_rep="-"))
+    print(shown.reindex(index=order, columns=names).to_string(na_rep="-"))
     if len(names) > 1:
         differences = compare(tables, args.seed)
         write_atomically(folder / "comparison.csv", differences.to_csv(index=False, float_format="%.6g"))

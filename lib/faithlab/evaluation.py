@@ -41,6 +41,7 @@ from faithlab.likelihood import prompt_hidden_logp
 from faithlab.models import Reasoner
 from faithlab.planted import reached_value
 from faithlab.saliency import optimise_mask
+from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.tasks.story_text import annotate
 from faithlab.traces import Trace
 from faithlab.words import shares
@@ -122,13 +123,18 @@ def _reading(work: Work) -> Columns:
     return dict(
         follows=work.by_problem([_follows(t) for t in work.sampled]),
         reasoned=work.by_problem([float(r == t.problem["answer"]) for t, r in pairs]),
-        agrees=work.by_problem([np.nan if r is None else float(r == t.answer_text) for t, r in pairs]),
+        agrees=work.by_problem([np.nan if r is None else _says(t, r) for t, r in pairs]),
     )
 
 
 def _follows(trace: Trace) -> float:
     hint = trace.problem["truth"]["hint"]
-    return np.nan if hint["value"] is None else float(trace.answer_text == str(hint["value"]))
+    return np.nan if hint["value"] is None else _says(trace, str(hint["value"]))
+
+
+def _says(trace: Trace, value: str) -> float:
+    """1.0 if the trace's answer is this value, however it is put."""
+    return float(same_answer(trace.answer_text, value, gold_of(trace.problem)))
 
 
 def _reasoning(work: Work) -> Columns:

@@ -23,7 +23,7 @@ from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import stream_key
 from faithlab.intervals import mean_interval
 from faithlab.interventions import interventions, summarise
-from faithlab.likelihood import SCOPES, Scope, Variant, answer_logp, reasoning_hidden_logp, variant_logp
+from faithlab.likelihood import SCOPES, Scope, Variant, variant_logp, with_and_without_reasoning
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.traces import Trace, check_traces
 from faithlab.units import UNITS, Unit, units_of
@@ -42,8 +42,8 @@ def reasoning_effect(
     off the reasoning, near 0 where the reasoning is decoration. Columns `trace, logp, logp_hidden, effect`; NaN where
     a trace has no answer.
     """
-    full = answer_logp(reasoner, traces, progress=progress).numpy()
-    hidden = reasoning_hidden_logp(reasoner, traces, scope=scope, progress=progress).numpy()
+    both = with_and_without_reasoning(reasoner, traces, scope=scope, progress=progress)
+    full, hidden = (v.numpy() for v in both)
     return pd.DataFrame(dict(trace=range(len(traces)), logp=full, logp_hidden=hidden, effect=full - hidden))
 
 

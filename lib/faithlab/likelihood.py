@@ -66,6 +66,17 @@ def reasoning_hidden_logp(
     return variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
 
 
+def with_and_without_reasoning(
+    reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
+) -> tuple[Float[Tensor, " traces"], Float[Tensor, " traces"]]:
+    """`answer_logp` and `reasoning_hidden_logp`, which share the work on prompt and reasoning."""
+    check_traces(traces)
+    variants = [Variant(i) for i in range(len(traces))]
+    variants += [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
+    both = variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
+    return both[: len(traces)], both[len(traces) :]
+
+
 def prompt_hidden_logp(reasoner, traces: Sequence[Trace]) -> Float[Tensor, " traces"]:
     """log p(answer) of each trace where the rows after the reasoning see the reasoning and not the prompt.
 

@@ -211,7 +211,12 @@ def _quiet() -> Iterator[None]:
 
 def fingerprint(folder: Path) -> str:
     """The first 12 hex digits of the SHA-256 of a checkpoint's weights: says which checkpoint a result is of."""
-    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):  # one, or parts
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()[:12]
 
 
 def data_folder() -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.likelihood import answer_logp, prompt_hidden_logp, reasoning_hidden_logp
+from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import prompt_ids, rollouts_of
@@ -155,6 +155,8 @@ class SaliencyReward:
             raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' or 'sufficiency' with it")
         if method == "network" and reduction in ("drop", "shift"):
             raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
+        if reduction == "sufficiency" and options:
+            raise FaithlabError(f"reduction 'sufficiency' has no options; leave {', '.join(options)} out")
         check_number("k", k, 1, whole=True)
         for option in options:
             if option not in METHOD_OPTIONS[method]:
@@ -212,9 +214,8 @@ class SaliencyReward:
         if self.reduction == "sufficiency":
             return prompt_hidden_logp(self.reasoner, traces).exp().tolist()
         if self.method == "cut":
-            hidden = reasoning_hidden_logp(self.reasoner, traces, **self.options)
-            lost = answer_logp(self.reasoner, traces) - hidden
-            return (lost / NATS).clamp(0, 1).tolist()
+            full, hidden = with_and_without_reasoning(self.reasoner, traces, **self.options)
+            return ((full - hidden) / NATS).clamp(0, 1).tolist()
         if self.method == "network":
             return [self._reduce(u) for u in predict_masks(self.network, model, traces, pad_id=self.reasoner.pad_id)]
         found = optimise_mask(model, traces, pad_id=self.reasoner.pad_id, **self.options)

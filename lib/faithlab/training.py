@@ -60,8 +60,13 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is; TRL is pinned
     set_seed(seed)
-    reasoner = load_reasoner(arm.reasoner, dtype=torch.float32)  # bf16 is for the arithmetic, not for the weights
-    cuda, processes = torch.cuda.is_available(), PartialState().num_processes
+    processes = PartialState().num_processes  # before the model is loaded: it gives each process its device
+    shared = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    place = "cpu" if shared else None  # a model that is shared out among devices may fit on none of them
+    reasoner = load_reasoner(
+        arm.reasoner, dtype=torch.float32, device=place
+    )  # bf16 is for the arithmetic, not for the weights
+    cuda = torch.cuda.is_available()
     if arm.prompts * arm.rollouts % (arm.accumulation * processes):
         raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {processes} processes")
     given = {f"credit_{k}": v for k, v in arm.credit.items() if k != "name"}
@@ -129,7 +134,7 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
     keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
-    _claim(folder, arm, seed)
+    _refuse_another(folder, arm, seed)
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     if os.environ.get("RANK", "0") != "0":  # accelerate's other processes: the first holds the folder for them
@@ -158,6 +163,8 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
     needed = estimate(arm, trainer)
     if main and not quiet:
         print(f"estimate for {arm.name}: {needed}", flush=True)
+    if main:  # only now, so that a mistake in the arm costs nothing
+        write_atomically(folder / "arm.json", _record(arm, seed))
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
     try:
         if arm.steps:
@@ -195,10 +202,12 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
     lengths = costs.Lengths(max(prompts), arm.max_completion_length, 1)
     found = costs.grpo_step(
         costs.Shape.of(model.config), lengths, arm.prompts * arm.rollouts, at_once=args.per_device_train_batch_size,
-        rate=costs.measured_rate(model.device), lora=arm.lora, size=4,
+        rate=costs.measured_rate(model.device, torch.bfloat16 if args.bf16 else torch.float32), lora=arm.lora, size=4,
     )  # fmt: skip
-    free = available_bytes(model.device)
-    if found.weights + found.activations > free:
+    shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = found.weights / (args.world_size if shared else 1)
+    free = available_bytes(model.device) + sum(p.nbytes for p in model.parameters())  # which are loaded already
+    if weights + found.activations > free:
         raise FaithlabError(
             f"{arm.name} does not fit: {found}, and {free / 2**30:.1f} GB are free. Set accumulation higher, lora, "
             "fewer prompts or rollouts, or a lower max_completion_length"
@@ -213,19 +222,20 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
 
 
-def _claim(folder: Path, arm: Arm, seed: int) -> None:
-    """Note what the folder is for, or refuse one that is for something else."""
-    record = json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
+def _refuse_another(folder: Path, arm: Arm, seed: int) -> None:
+    """Refuse a folder that is for another arm or seed; make one that is not there."""
     path = folder / "arm.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            if path.read_text(encoding="utf-8") != record:
-                raise FaithlabError(f"{folder} holds a run of another arm or seed; give another --output")
-            return
+        if path.is_file() and path.read_text(encoding="utf-8") != _record(arm, seed):
+            raise FaithlabError(f"{folder} holds a run of another arm or seed; give another --output")
     except OSError as error:
         raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
-    write_atomically(path, record)
+
+
+def _record(arm: Arm, seed: int) -> str:
+    """What `arm.json` says."""
+    return json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
