@@ -125,6 +125,8 @@ def test_levels_are_means_over_seeds_and_problems():
     values[:, :10] = np.nan
     both = levels(runs(a=values, b=np.ones((1, 30))), ["a", "b"], "right")
     assert both["n"].tolist() == [60, 20], "both on the problems that both have"
+    wide = levels(runs(a=np.array([[0.0] * 9, [0.9] * 9])), ["a"], "right", support=(0, 1)).iloc[0]
+    assert (wide["low"], wide["high"]) == (0, 1)
 
 
 def test_mistakes_are_named():

@@ -168,10 +168,12 @@ def compare(
 
 
 def levels(
-    table: pd.DataFrame, arms: Sequence[str], quantity: str, *, condition: str | None = None, unit: str = "problem"
-) -> pd.DataFrame:
+    table: pd.DataFrame, arms: Sequence[str], quantity: str, *, condition: str | None = None, unit: str = "problem",
+    support: tuple[float, float] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """The mean of each arm with its interval over seeds and problems, on the problems that all of them have: columns
-    `arm, value, low, high, seeds, n` (n: of values that were measured)."""
+    `arm, value, low, high, seeds, n` (n: of values that were measured). Intervals end where the quantity does, at its
+    `support`: (0, 1) for a share."""
     rows = []
     found_of = {
         arm: matrix(table, arm, quantity, condition=condition, unit=unit).dropna(axis=1, how="all") for arm in arms
@@ -181,7 +183,8 @@ def levels(
     for arm, values in found_of.items():
         values = values.reindex(columns=common).to_numpy()
         found = difference(values, np.zeros_like(values))
-        rows.append(dict(arm=arm, value=found.value, low=found.low, high=found.high, seeds=found.seeds,
+        low, high = np.clip((found.low, found.high), *support) if support else (found.low, found.high)
+        rows.append(dict(arm=arm, value=found.value, low=float(low), high=float(high), seeds=found.seeds,
                          n=int((~np.isnan(values)).sum())))  # fmt: skip
     return pd.DataFrame(rows, columns=["arm", "value", "low", "high", "seeds", "n"])
 

@@ -16,7 +16,7 @@ from faithlab.results import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
 
-# (notebook, quantity as in the results; {} stands for anything)
+# (notebook, quantity as in the results; {} stands for anything but a difference)
 SHOWN = [
     ("01_reasoning_traces", "nats lost without reasoning, {}"),
     ("01_reasoning_traces", "early answering, area over the curve, {}"),
@@ -37,7 +37,7 @@ def results_table(csv: Path) -> str:
     table = pd.read_csv(csv)
     lines = ["| what | reasoner | value | 95 % interval | n | notebook |", "|---|---|---|---|---|---|"]
     for notebook, quantity in SHOWN:
-        pattern = re.escape(quantity).replace(r"\{\}", r"(.+)")
+        pattern = re.escape(quantity).replace(r"\{\}", r"((?:(?! minus ).)+)")
         found = [row for _, row in table.iterrows() if re.fullmatch(pattern, row["quantity"])]
         found = [row for row in found if row["notebook"] == notebook]
         if not found:
