@@ -80,12 +80,15 @@ def test_a_hub_id_loads_from_the_cache_and_meets_data_in_published_form(tmp_path
     )
     (tmp_path / "pears_test.csv").write_text('"Ada has 3 pears and 4 more. How many?",7,8,9,10,A\n')
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for task, file in (("gsm8k", "test.jsonl"), ("mmlu", "pears_test.csv")):
-        call = [sys.executable, "-m", "faithlab.cli", "evaluate", "someone/tiny-llama", "--task", task, "-o", "path",
-                str(tmp_path / file), "--n", "1", "--samples", "1", "--groups", "accuracy,text", "--quiet",
-                "--output", str(tmp_path / task)]  # fmt: skip
-        done = subprocess.run(call, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    calls = [
+        ["evaluate", "someone/tiny-llama", "--task", task, "-o", "path", str(tmp_path / file), "--n", "1", "--samples",
+         "1", "--groups", "accuracy,text", "--quiet", "--output", str(tmp_path / task)]
+        for task, file in (("gsm8k", "test.jsonl"), ("mmlu", "pears_test.csv"))
+    ]  # fmt: skip
+    program = f"import sys; from faithlab.cli import main; sys.exit(max(main(call) for call in {calls!r}))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for task in ("gsm8k", "mmlu"):
         assert (tmp_path / task / "tiny-llama.problems.csv").read_text().count("\n") == 2
 
 

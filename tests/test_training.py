@@ -173,7 +173,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, capsys):
 
 def test_lora_trains_a_few_weights_goes_on_and_leaves_a_model_that_loads_by_itself(tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    arm = dataclasses.replace(SMALL, lora=2, steps=2, save_every=1)
+    arm = dataclasses.replace(SMALL, lora=2, steps=2, save_every=1, prompts=2, test_problems=1)
     training.train(arm, 0, tmp_path / "whole", quiet=True)
     interrupted(arm, 0, tmp_path / "broken", 1, monkeypatch)
     adapters = load_file(tmp_path / "broken" / "checkpoint-1" / "adapter_model.safetensors")
