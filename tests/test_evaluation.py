@@ -170,22 +170,20 @@ def test_a_stopped_evaluation_goes_on_and_counts_nothing_twice(tmp_path, monkeyp
     assert calls == [2, 2, 2, 1], "what is finished is only read"
 
 
-def test_the_command_prints_and_writes_tables(tmp_path, capsys):
-    load_reasoner("abacus").model.save_pretrained(tmp_path / "copy")
-    load_reasoner("abacus").tokenizer.save_pretrained(tmp_path / "copy")
-    call = [
-        "evaluate",
-        "abacus",
-        str(tmp_path / "copy"),
-        "--n",
-        "3",
-        "--samples",
-        "2",
-        "--quiet",
-        "-o",
-        "hops",
-        "[1, 1]",
-    ]
+@pytest.fixture
+def copy(tmp_path):
+    """abacus in a folder of its own."""
+    save_copy(load_reasoner("abacus"), tmp_path / "copy")
+    return str(tmp_path / "copy")
+
+
+def save_copy(reasoner, folder):
+    reasoner.model.save_pretrained(folder)
+    reasoner.tokenizer.save_pretrained(folder)
+
+
+def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
+    call = ["evaluate", "abacus", copy, "--n", "3", "--samples", "2", "--quiet", "-o", "hops", "[1, 1]"]
     assert main([*call, "--groups", "accuracy,early", "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "pass@2" in out and "difference to abacus" in out
@@ -219,33 +217,17 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
         evaluate.evaluate(["abacus"], file, **SMALL)
 
 
-def test_a_checkpoint_that_changed_is_another(tmp_path):
-    copy = load_reasoner("abacus")
-    for _ in range(2):
-        copy.model.save_pretrained(tmp_path / "copy")
-        copy.tokenizer.save_pretrained(tmp_path / "copy")
-        if not (tmp_path / "out").exists():
-            evaluate.evaluate([str(tmp_path / "copy")], tmp_path / "out", **SMALL)
-            copy.model.lm_head.weight.data.mul_(1.5)
+def test_a_checkpoint_that_changed_is_another(copy, tmp_path):
+    evaluate.evaluate([copy], tmp_path / "out", **SMALL)
+    changed = load_reasoner("abacus")
+    changed.model.lm_head.weight.data.mul_(1.5)
+    save_copy(changed, copy)
     with pytest.raises(FaithlabError, match="other weights"):
-        evaluate.evaluate([str(tmp_path / "copy")], tmp_path / "out", **SMALL)
+        evaluate.evaluate([copy], tmp_path / "out", **SMALL)
 
 
-def test_what_a_reasoner_has_nothing_of_is_left_empty(tmp_path, capsys):
-    load_reasoner("abacus").model.save_pretrained(tmp_path / "copy")
-    load_reasoner("abacus").tokenizer.save_pretrained(tmp_path / "copy")
-    call = [
-        "evaluate",
-        "abacus",
-        str(tmp_path / "copy"),
-        "--task",
-        "countdown",
-        "--n",
-        "1",
-        "--samples",
-        "1",
-        "--quiet",
-    ]
+def test_what_a_reasoner_has_nothing_of_is_left_empty(copy, tmp_path, capsys):
+    call = ["evaluate", "abacus", copy, "--task", "countdown", "--n", "1", "--samples", "1", "--quiet"]
     assert main([*call, "--groups", "reading", "--output", str(tmp_path / "out")]) == 0
     assert pd.read_csv(tmp_path / "out" / "comparison.csv").empty
 

@@ -27,21 +27,9 @@ from faithlab.yaml_files import read_mapping
 SOURCES = ("paper", "notes on the paper", "summary article")
 TESTS = ("above", "below", "near")
 MARGIN = 0.05  # of `near`
-KEYS = {"method", "source", "claim", "model", "published", "ours", *TESTS, "reasoners", "why"}
-COLUMNS = [
-    "method",
-    "source",
-    "claim",
-    "model",
-    "published",
-    "reasoner",
-    "ours",
-    "low",
-    "high",
-    "n",
-    "against",
-    "verdict",
-]
+SAID = ("method", "source", "claim", "model", "published")  # by whoever published it
+KEYS = {*SAID, "ours", *TESTS, "reasoners", "why"}
+COLUMNS = [*SAID, "reasoner", "ours", "low", "high", "n", "against", "verdict"]
 
 
 def read_claims(path: str | Path | None = None) -> list[dict]:
@@ -58,7 +46,7 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
         for key in entry:
             if key not in KEYS:
                 raise unknown(f"key in {where}:", key, sorted(KEYS))
-        missing = {"method", "source", "claim", "model", "published"} - set(entry)
+        missing = set(SAID) - set(entry)
         if missing:
             raise FaithlabError(f"{where} lacks {', '.join(sorted(missing))}")
         if entry["source"] not in SOURCES:
@@ -104,7 +92,7 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
         found[key] = r
     rows = []
     for entry in claims:
-        said = {k: entry[k] for k in ("method", "source", "claim", "model", "published")}
+        said = {k: entry[k] for k in SAID}
         if "why" in entry:
             rows.append(said | dict(against=entry["why"], verdict="untested"))
             continue

@@ -90,9 +90,9 @@ def difference(
 
 def _standard_error(gap: Float[np.ndarray, "seed problem"]) -> tuple[float, float]:
     """Standard error of the mean of crossed seeds and problems, and Satterthwaite's degrees of freedom."""
-    parts = []
+    gap, parts = gap[~np.isnan(gap).all(1)], []
     for axis in (1, 0):  # means of seeds, means of problems
-        means = np.nanmean(gap[~np.isnan(gap).all(1)] if axis else gap, axis=axis)
+        means = np.nanmean(gap, axis=axis)
         if len(means) > 1:
             parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
     total = sum(v for v, _ in parts)

@@ -51,7 +51,8 @@ class Shape:
         return cls(
             c.num_hidden_layers, c.hidden_size, heads, getattr(c, "num_key_value_heads", None) or heads,
             getattr(c, "head_dim", None) or c.hidden_size // heads,
-            getattr(c, "intermediate_size", None) or 4 * c.hidden_size, c.vocab_size, bool(c.tie_word_embeddings),
+            getattr(c, "intermediate_size", None) or 4 * c.hidden_size, c.vocab_size,
+            bool(getattr(c, "tie_word_embeddings", False)),
         )  # fmt: skip
 
     @property

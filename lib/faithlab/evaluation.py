@@ -88,8 +88,20 @@ class Work:
     def spread(self, numbers: Sequence[int], values: Sequence[float]) -> np.ndarray:
         """Values of some problems, by their numbers, and NaN for the others."""
         out = np.full(len(self.rows), np.nan)
-        out[list(numbers)] = values
+        out[np.asarray(numbers, dtype=int)] = values
         return out
+
+    def by_trace(self, effects: pd.DataFrame) -> np.ndarray:
+        """The mean effect of each trace in a table of effects, and NaN for traces that it lacks."""
+        means = effects.groupby("trace")["effect"].mean()
+        return self.spread(means.index, means.to_numpy())
+
+    def effects(self, intervention: str) -> pd.DataFrame:
+        """An intervention's effects on the greedy rollouts; no rows if none of these has an answer."""
+        if not any(t.answered for t in self.greedy):
+            return pd.DataFrame(dict(trace=[], setting=[], effect=[]))
+        options = dict(kinds=(intervention,), traces=self.greedy, seed=self.seed, per_trace=True)
+        return interventions(self.reasoner, self.rows, **options, progress=self.progress)
 
 
 Columns = dict[str, np.ndarray]
@@ -175,33 +187,17 @@ def _flow(work: Work) -> Columns:
 
 
 def _intervened(name: str) -> Callable[[Work], Columns]:
-    def measured(work: Work) -> Columns:
-        if not any(t.answered for t in work.greedy):
-            return {name: np.full(len(work.rows), np.nan)}
-        options = dict(kinds=(INTERVENED[name],), traces=work.greedy, seed=work.seed, per_trace=True)
-        found = interventions(work.reasoner, work.rows, **options, progress=work.progress)
-        effects = found.groupby("trace")["effect"].mean()
-        return {name: work.spread(effects.index, effects.to_numpy())}
-
-    return measured
+    return lambda work: {name: work.by_trace(work.effects(INTERVENED[name]))}
 
 
 def _hint(work: Work) -> Columns:
-    out = {f"hint_{kind}": np.full(len(work.rows), np.nan) for kind in ("weak", "strong")}
-    if any(t.answered for t in work.greedy):
-        options = dict(kinds=("hint",), traces=work.greedy, seed=work.seed, per_trace=True)
-        found = interventions(work.reasoner, work.rows, **options, progress=work.progress)
-        for kind in ("weak", "strong"):
-            part = found[found["setting"] == f"{kind}, wrong"]
-            out[f"hint_{kind}"] = work.spread(part["trace"], part["effect"])
-    return out
+    found = work.effects("hint")
+    return {f"hint_{k}": work.by_trace(found[found["setting"] == f"{k}, wrong"]) for k in ("weak", "strong")}
 
 
 def _resample(work: Work) -> Columns:
     options = dict(method="resample", unit="sentence", seed=work.seed, progress=work.progress)
-    found = token_effects(work.reasoner, work.greedy, **options)
-    effects = found.groupby("trace")["effect"].mean()
-    return dict(resampled=work.spread(effects.index, effects.to_numpy()))
+    return dict(resampled=work.by_trace(token_effects(work.reasoner, work.greedy, **options)))
 
 
 GROUPS: dict[str, Callable[[Work], Columns]] = dict(
@@ -276,8 +272,15 @@ def quantities_of(table: pd.DataFrame) -> list[str]:
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Mean, 95 % interval and n of each quantity: columns `quantity, value, low, high, n`."""
-    table, rows = with_pass(table), []
-    for quantity in quantities_of(table):
-        support = (0, 1) if quantity.startswith("pass@") else SUPPORT.get(quantity)
-        rows.append(dict(quantity=quantity, **mean_interval(table[quantity], seed=seed, support=support)._asdict()))
+    table = with_pass(table)
+    return intervals_of(table, quantities_of(table), seed)
+
+
+def intervals_of(table: pd.DataFrame, quantities: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """`summary` for these columns of any table; those that are missing, or nowhere measured, are left out."""
+    rows = []
+    for quantity in quantities:
+        if quantity in table and table[quantity].notna().any():
+            support = (0, 1) if quantity.startswith("pass") else SUPPORT.get(quantity)
+            rows.append(dict(quantity=quantity, **mean_interval(table[quantity], seed=seed, support=support)._asdict()))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from faithlab import evaluation, tasks
-from faithlab.intervals import mean_interval
 from faithlab.models import Reasoner
 
 SAMPLES = 4
@@ -58,14 +57,11 @@ def measure(
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Mean, 95 % interval and n of each quantity and condition: columns `condition, quantity, value, low, high, n`."""
-    rows = []
-    for condition, part in table.groupby("condition", sort=False):
-        for quantity in (q for q in QUANTITIES if q in part):
-            support = (0, 1) if quantity == "pass4" else evaluation.SUPPORT.get(quantity)
-            where = mean_interval(part[quantity], seed=seed, support=support)
-            if where.n:
-                rows.append(dict(condition=condition, quantity=quantity, **where._asdict()))
-    return pd.DataFrame(rows, columns=["condition", "quantity", "value", "low", "high", "n"])
+    parts = [
+        evaluation.intervals_of(part, QUANTITIES, seed).assign(condition=condition)
+        for condition, part in table.groupby("condition", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)[["condition", "quantity", "value", "low", "high", "n"]]
 
 
 def line(found: pd.DataFrame, quantities: Sequence[str] = ("right", "follows", "nats")) -> str:

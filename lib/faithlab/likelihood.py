@@ -61,18 +61,20 @@ def reasoning_hidden_logp(
     reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
 ) -> Float[Tensor, " traces"]:
     """log p(answer) of each trace with the attention to its whole reasoning cut. NaN without an answer."""
+    return variant_logp(reasoner, traces, _without_reasoning(traces), scope=scope, progress=progress)
+
+
+def _without_reasoning(traces: Sequence[Trace]) -> list[Variant]:
+    """Each trace with its whole reasoning hidden."""
     check_traces(traces)
-    variants = [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
-    return variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
+    return [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
 
 
 def with_and_without_reasoning(
     reasoner, traces: Sequence[Trace], *, scope: Scope = "answer", progress: bool = False
 ) -> tuple[Float[Tensor, " traces"], Float[Tensor, " traces"]]:
     """`answer_logp` and `reasoning_hidden_logp`, which share the work on prompt and reasoning."""
-    check_traces(traces)
-    variants = [Variant(i) for i in range(len(traces))]
-    variants += [Variant(i, tuple(range(t.reasoning.start, t.reasoning.stop))) for i, t in enumerate(traces)]
+    variants = [*(Variant(i) for i in range(len(traces))), *_without_reasoning(traces)]
     both = variant_logp(reasoner, traces, variants, scope=scope, progress=progress)
     return both[: len(traces)], both[len(traces) :]
 

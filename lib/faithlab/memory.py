@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from faithlab.costs import Shape
 from faithlab.errors import FaithlabError
 
 FLOAT = 4
@@ -23,17 +24,12 @@ def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str
     Activations of the forward pass (a handful of hidden states and the widest layer's), the padding mask, the recorded
     queries and keys, the maps that are kept, and the working maps of one trace.
     """
-    config = model.config.get_text_config()
-    width, size = max(lengths), torch.finfo(model.dtype).bits // 8
+    shape, width, size = Shape.of(model.config), max(lengths), torch.finfo(model.dtype).bits // 8
     columns = width * len(lengths)
-    query_heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or query_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // query_heads
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    forward = columns * size * (6 * config.hidden_size + 3 * inner) + len(lengths) * width**2
-    if config._attn_implementation == "eager":  # which holds a layer's N x N weights, some copies of them
-        forward += 3 * len(lengths) * query_heads * width**2 * size
-    recorded = columns * size * layers * (query_heads + key_heads) * head_dim
+    forward = columns * size * (6 * shape.hidden + 3 * shape.inner) + len(lengths) * width**2
+    if model.config.get_text_config()._attn_implementation == "eager":  # which holds some copies of N x N weights
+        forward += 3 * len(lengths) * shape.heads * width**2 * size
+    recorded = columns * size * layers * (shape.heads + shape.key_heads) * shape.head_dim
     kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
     maps = sum(n * n for n in lengths) * FLOAT * kept
     working = width**2 * FLOAT * (2 if kept else 0) + PASSES * chunk  # a trace's maps, and the rows in progress

@@ -63,9 +63,8 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
     processes = PartialState().num_processes  # before the model is loaded: it gives each process its device
     shared = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
     place = "cpu" if shared else None  # a model that is shared out among devices may fit on none of them
-    reasoner = load_reasoner(
-        arm.reasoner, dtype=torch.float32, device=place
-    )  # bf16 is for the arithmetic, not for the weights
+    # bf16 is for the arithmetic, not for the weights
+    reasoner = load_reasoner(arm.reasoner, dtype=torch.float32, device=place)
     cuda = torch.cuda.is_available()
     if arm.prompts * arm.rollouts % (arm.accumulation * processes):
         raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {processes} processes")

@@ -48,13 +48,18 @@ def plain_mask(model, trace, scope: str, steps: int = STEPS):
     return found
 
 
+def judged_by(r, hops, n=96, seed=1):
+    """Traces whose decisive token is known."""
+    rows = tasks.load("stories", split="test", n=n, seed=seed, hops=hops)
+    return [t for t in r.generate(list(rows), temperature=0) if t.answered and planted(t).known]
+
+
 @functools.cache
 def traces(name: str, n: int):
     r = for_task(reasoner(name), "stories")
-    options = dict(hops=(2, 4)) if name == "abacus" else dict(hops=(1, 1), distractors=(0, 1))
-    rows = tasks.load("stories", split="test", n=n, seed=0, **options)
     if name == "abacus":
-        return [t for t in r.generate(list(rows), temperature=0) if t.answered and planted(t).known]
+        return judged_by(r, (2, 4), n, seed=0)
+    rows = tasks.load("stories", split="test", n=n, seed=0, hops=(1, 1), distractors=(0, 1))
     return [r.trace(row, row["reasoning"], row["response"]) for row in rows]
 
 
@@ -152,11 +157,6 @@ def test_mask_network(bench, bench_row):
         unit="traces/s",
         aim=10,
     )
-
-
-def judged_by(r, hops, n=96):
-    rows = tasks.load("stories", split="test", n=n, seed=1, hops=hops)
-    return [t for t in r.generate(list(rows), temperature=0) if t.answered and planted(t).known]
 
 
 def test_mask_network_on_longer_reasoning(bench_row):
