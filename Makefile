@@ -28,7 +28,7 @@ RUNNER = "$(BIN)/faithlab" notebooks $(NOTEBOOKS) --profile "$(PROFILE)" \
 PYTEST = "$(BIN)/python" -m pytest -q --durations=5
 OFF = not slow and not gpu and not hub
 
-.PHONY: help run test notebooks bench coverage data lint clean
+.PHONY: help run test notebooks student solutions bench coverage data lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,12 @@ test: $(STAMP)  ## style check, fast tests, then the tests with the pretrained m
 notebooks: $(STAMP)  ## run the notebooks and put their outputs and figures into the repository
 	$(RUNNER) --write-back
 	"$(BIN)/python" -m faithlab.readme
+
+student: $(STAMP)  ## write copies of the notebooks without solutions into runs/course/student/
+	"$(BIN)/faithlab" course student $(NOTEBOOKS)
+
+solutions: $(STAMP)  ## write copies with the exercises solved into runs/course/solutions/
+	"$(BIN)/faithlab" course solutions $(NOTEBOOKS)
 
 bench: $(STAMP)  ## measure speed
 	"$(BIN)/python" -m pytest tests/benchmarks -m "" -q -s

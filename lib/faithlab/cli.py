@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),
     "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
+    "course": ("faithlab.course", "copies for students and teachers; grade what was handed in"),
 }
 
 

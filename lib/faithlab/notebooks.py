@@ -43,6 +43,7 @@ __all__ = ["Run", "add_arguments", "command", "gather_results", "run_notebooks",
 
 OUTPUT = Path("runs") / "notebooks"
 TIMEOUT = 1800.0
+OWN = Path(__file__).resolve().parents[2] / "notebooks"  # beside the source, when installed from a checkout
 
 EXAMPLES = """examples:
   faithlab notebooks                                   all notebooks, laptop profile
@@ -86,6 +87,16 @@ class Run:
         return not self.missing and all(o.status == "ok" for o in self.outcomes.values())
 
 
+def notebook_folder(folder: str | Path | None = None) -> Path:
+    """Where the notebooks are: `folder`, or `notebooks` here, or those beside the installed source; else an error."""
+    if folder is None:
+        folder = next((p for p in (Path("notebooks"), OWN) if p.is_dir()), Path("notebooks"))
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FaithlabError(f"no folder {folder}; --folder names the folder that holds the notebooks")
+    return folder
+
+
 def make_plan(
     names: Iterable[str] = (),
     *,
@@ -99,14 +110,9 @@ def make_plan(
     Raises:
         FaithlabError: whatever is wrong with the names, the notebooks, the profile or the parameters.
     """
-    own = Path(__file__).resolve().parents[2] / "notebooks"  # beside the source, when installed from a checkout
-    if folder is None:
-        folder = next((p for p in (Path("notebooks"), own) if p.is_dir()), Path("notebooks"))
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FaithlabError(f"no folder {folder}; --folder names the folder that holds the notebooks")
+    folder = notebook_folder(folder)
     paths = discover(folder)
-    settings = load_profile(profile, [p.stem for p in paths], foreign=folder.resolve() != own)
+    settings = load_profile(profile, [p.stem for p in paths], foreign=folder.resolve() != OWN)
     notebooks = [read_notebook(p) for p in select(paths, names)]
     values = settle(notebooks, settings, {k: place(k, v) for k, v in (parameters or {}).items()})
     limit = timeout if timeout is not None else settings.timeout or TIMEOUT

@@ -1,0 +1,249 @@
+"""`faithlab course`: copies of the notebooks for students and for the teacher, and the grading of what comes back.
+
+An exercise is three cells in a row: its text, headed `### Exercise 1 · by hand · ●○○ · 5 minutes`; a code cell tagged
+`exercise`, which holds the stub and ends in `check("name", answer)`; and a text cell tagged `solution`, in which hint
+and solution are folded. An exercise's cell imports all it needs, so it can be graded without running the notebook.
+
+    faithlab course student       outputs and solutions removed (hints stay)
+    faithlab course solutions     every stub replaced by its solution
+    faithlab course grade FILES   the exercise cells of handed-in notebooks, run headless; one row a file
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faithlab.errors import FaithlabError
+from faithlab.notebook_files import discover, read_notebook, select
+from faithlab.notebook_kernel import execute, kernel_of_this_python, terminate_like_ctrl_c
+from faithlab.results import read_results, write_atomically
+from faithlab.run_folder import fresh_part, new_folder
+
+KINDS = ("by hand", "implement", "design")
+OUTPUT = Path("runs") / "course"
+HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
+CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
+SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
+LAST_CELL = """from faithlab import exercises
+from faithlab.results import write_results
+
+found = exercises.outcomes()
+write_results("results.json", [dict(quantity=k, value=v.status) for k, v in found.items()], notebook={stem!r},
+              messages={{k: v.message for k, v in found.items()}})"""
+
+EXAMPLES = """examples:
+  faithlab course student                            into runs/course/student/
+  faithlab course solutions 06 07 --output mine      of two notebooks, into mine/solutions/
+  faithlab course grade handed_in/*.ipynb            prints a table and writes grades.csv beside the executed copies
+
+Grading runs the code that was handed in: do it where that code can do no harm."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise of a notebook: `cell` is the index of its stub, the `solution` is what replaces it."""
+
+    name: str
+    number: int
+    kind: str
+    difficulty: int
+    minutes: int
+    cell: int
+    stub: str
+    solution: str
+
+
+def tagged(cell: Any, tag: str) -> bool:
+    """Whether a notebook's cell carries a tag."""
+    return tag in cell.metadata.get("tags", [])
+
+
+def exercises_of(node: Any, where: str = "the notebook") -> list[Exercise]:
+    """The exercises of a notebook, in order. Raises `FaithlabError` where one is not built as described above."""
+    found = []
+    for i, cell in enumerate(node.cells):
+        if cell.cell_type != "code" or not tagged(cell, "exercise"):
+            continue
+        heads = HEAD.findall(node.cells[i - 1].source)
+        checks = CHECK.findall(cell.source)
+        answer = SOLUTION.search(node.cells[i + 1].source) if i + 1 < len(node.cells) else None
+        if len(heads) != 1 or len(checks) != 1 or not answer or not tagged(node.cells[i + 1], "solution"):
+            raise FaithlabError(
+                f"{where}, cell {i + 1}: an exercise is a text with a line like `### Exercise 1 · by hand · ●○○ · 5 "
+                'minutes`, a stub that ends in check("name", answer), and a folded solution in Python'
+            )
+        number, kind, dots, minutes = heads[0]
+        if kind not in KINDS:
+            raise FaithlabError(f"{where}, cell {i + 1}: exercises are {', '.join(KINDS)}, not {kind!r}")
+        solved = "\n\n".join([cell.source.splitlines()[0], answer["code"], CHECK.search(cell.source)[0]])
+        found.append(Exercise(checks[0], int(number), kind, dots.count("●"), int(minutes), i, cell.source, solved))
+    return found
+
+
+def student_copy(node: Any) -> Any:
+    """The notebook without outputs, and without solutions; hints stay folded under their exercises."""
+    result = copy.deepcopy(node)
+    for cell in result.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        elif tagged(cell, "solution"):
+            cell.source = SOLUTION.sub("", cell.source).rstrip()
+    return result
+
+
+def solutions_copy(node: Any) -> Any:
+    """The notebook without outputs, with the solution in place of every stub."""
+    result = copy.deepcopy(node)
+    for exercise in exercises_of(node):
+        result.cells[exercise.cell].source = exercise.solution
+    for cell in result.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return result
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {"student": student_copy, "solutions": solutions_copy}
+
+
+def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) -> Path:
+    """Write copies of the chosen notebooks into `output/kind/`; returns that folder.
+
+    A file that is there is replaced only if it is such a copy itself: what a student has worked on is never lost.
+    """
+    import nbformat
+
+    target = output / kind
+    notebooks = [read_notebook(path) for path in select(discover(folder), names)]
+    texts = {}
+    for nb in notebooks:
+        made = COPIES[kind](nb.node)
+        made.metadata["faithlab"] = {"copy": kind}
+        texts[target / nb.path.name] = nbformat.writes(made).rstrip("\n") + "\n"
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise FaithlabError(f"{path} exists and may hold somebody's work; move it away, or choose another --output")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FaithlabError(f"cannot make {target}: {error.strerror}; choose another --output") from error
+    for path, text in texts.items():
+        write_atomically(path, text)
+    return target
+
+
+def grading_copy(node: Any, stem: str) -> Any:
+    """Only the exercise cells, each allowed to fail, and a last cell that writes down what came of them."""
+    import nbformat
+
+    result = nbformat.v4.new_notebook(metadata=node.metadata)
+    for cell in node.cells:
+        if cell.cell_type == "code" and tagged(cell, "exercise"):
+            made = nbformat.v4.new_code_cell(cell.source)
+            made.metadata["tags"] = ["raises-exception"]  # papermill then goes on to the next cell
+            result.cells.append(made)
+    result.cells.append(nbformat.v4.new_code_cell(LAST_CELL.format(stem=stem)))
+    return result
+
+
+def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 600.0) -> Any:
+    """Run the exercise cells of handed-in notebooks, one process each.
+
+    Args:
+        files: notebooks; their names tell them apart. Which exercises there are is asked of the course's own notebook
+            that `file` was copied from, so that a deleted cell counts as not done.
+        output: the folder that receives the executed copies and `grades.csv`.
+        folder: the course's notebooks.
+        timeout: seconds for each file.
+
+    Returns:
+        A data frame: file, notebook, exercise, status ("right", "wrong", "not done", "did not run"), message.
+
+    Raises:
+        FaithlabError: a file that cannot be read, or is no copy of a notebook of the course.
+    """
+    import nbformat
+    import pandas as pd
+
+    course = {}
+    for path in discover(folder):
+        node = read_notebook(path).node
+        course[path.stem] = (_title(node), [e.name for e in exercises_of(node, path.name)])
+    read = [(path, *_recognised(path, course)) for path in files]
+    rows = []
+    with terminate_like_ctrl_c(), kernel_of_this_python(online=False):
+        for index, (path, stem, node) in enumerate(read, start=1):
+            print(f"[{index}/{len(read)}] {path.name}", flush=True)
+            part = f"{index:03d}-{path.stem}"
+            working, source = fresh_part(output, part), output / f"{part}.ipynb"
+            write_atomically(source, nbformat.writes(grading_copy(node, part)))
+            outcome = execute(source, working, {}, timeout)
+            source.unlink()
+            found = {}
+            if (working / "results.json").exists():  # also behind a cell that stopped
+                content = read_results(working / "results.json")
+                found = {r["quantity"]: (r["value"], content["messages"][r["quantity"]]) for r in content["results"]}
+            why = outcome.message or "Its cell is missing, or has no check()"
+            for name in course[stem][1]:
+                status, message = found.get(name, ("did not run", why))
+                rows.append((str(path), stem, name, status, message))
+    table = pd.DataFrame(rows, columns=["file", "notebook", "exercise", "status", "message"])
+    write_atomically(output / "grades.csv", table.to_csv(index=False))
+    return table
+
+
+def _title(node: Any) -> str:
+    return node.cells[0].source.splitlines()[0] if node.cells and node.cells[0].source else ""
+
+
+def _recognised(path: Path, course: dict[str, Any]) -> tuple[str, Any]:
+    """Which notebook of the course a handed-in file is, by its first line, and its content."""
+    node = read_notebook(path).node
+    for stem, (title, _) in course.items():
+        if title == _title(node):
+            return stem, node
+    raise FaithlabError(f"{path} is no copy of a notebook of the course: its first line is not the title of any")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `faithlab course`."""
+    parser.description = __doc__
+    parser.epilog = EXAMPLES
+    parser.add_argument("action", choices=[*COPIES, "grade"], help="what to do")
+    parser.add_argument(
+        "names", nargs="*", metavar="NOTEBOOK|FILE", help="which notebooks (default: all), or files to grade"
+    )
+    parser.add_argument("--folder", help="where the course's notebooks are (default: notebooks)")
+    parser.add_argument("--output", help=f"where the copies, or the grading's folder, are made (default: {OUTPUT})")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="grading: seconds a file (default: 600)"
+    )
+
+
+def command(args: argparse.Namespace) -> int:
+    """Carry out `faithlab course` and return its exit status."""
+    from faithlab.notebooks import notebook_folder
+
+    folder, output = notebook_folder(args.folder), Path(args.output or OUTPUT)
+    if args.action != "grade":
+        target = write_copies(args.action, args.names, folder, output)
+        print(f"written: {target}; open it with: jupyter lab {target}")
+        return 0
+    if not args.names:
+        raise FaithlabError("nothing to grade; name the files: faithlab course grade handed_in/*.ipynb")
+    for name in args.names:
+        if not Path(name).is_file():
+            raise FaithlabError(f"no such file: {name}")
+    run = new_folder(output / "graded")
+    table = grade([Path(name) for name in args.names], run, folder, args.timeout)
+    for name, part in table.groupby("file", sort=False):
+        print(f"\n{name}: {part['status'].eq('right').sum()} of {len(part)} right")
+        for row in part.itertuples():
+            print(f"  {row.exercise}: {row.status}. {row.message}")
+    print(f"\ngrades: {run / 'grades.csv'}")
+    return 0

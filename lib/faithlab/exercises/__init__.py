@@ -1,0 +1,106 @@
+"""Checks of the course's exercises: `check("name", answer)` says whether an answer is right, and if not, why.
+
+    from faithlab.exercises import check
+    check("received_attention", my_function)
+
+An answer is a number, a dictionary, or a function of the learner's. Its check lives in the module of its subject and is
+a function of one argument, decorated with `@exercise`, that calls `expect` for each thing an answer must do:
+
+    @exercise
+    def received_attention(function):
+        "What later tokens give to a token: the mean of its column below the diagonal."
+        got = function(torch.eye(3))
+        expect(got[0] == 0, "a token's attention to itself is counted: leave the diagonal out")
+        return "the column's mean, without the diagonal"          # said when the answer is right
+
+A check never raises into the notebook: a learner's mistake is the normal case, and a headless run goes on to the next
+exercise. What came of each is kept for `outcomes`, which is how a class is graded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from faithlab.errors import first_words, unknown
+
+RIGHT, WRONG, OPEN = "right", "wrong", "not done"
+MARKS = {RIGHT: "✔", WRONG: "✘", OPEN: "…"}
+
+CHECKS: dict[str, Callable[[Any], str]] = {}
+_outcomes: dict[str, Outcome] = {}
+
+
+class Outcome(NamedTuple):
+    """What a check came to: `status` is "right", "wrong" or "not done"; `message` is for the learner."""
+
+    status: str
+    message: str
+
+
+class Wrong(AssertionError):
+    """An answer that does not do what was asked; the message explains why."""
+
+
+def expect(condition: Any, why: str) -> None:
+    """Raise `Wrong(why)` unless `condition` holds. `why` names the mistake and the way on, not only the failure."""
+    if not condition:
+        raise Wrong(why)
+
+
+def exercise(function: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Enter a check under its name; names are unique in the course."""
+    if function.__name__ in CHECKS:
+        raise ValueError(f"two exercises are called {function.__name__!r}")
+    CHECKS[function.__name__] = function
+    return function
+
+
+def names() -> list[str]:
+    """All exercises there are."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return list(CHECKS)
+
+
+def judge(name: str, answer: Any) -> Outcome:
+    """What the check `name` says about `answer`. Raises `FaithlabError` for a name that does not exist."""
+    if name not in names():
+        raise unknown("exercise", name, CHECKS)
+    if unanswered(answer):
+        return Outcome(OPEN, "Put your answer in place of None and run the cell again")
+    try:
+        return Outcome(RIGHT, CHECKS[name](answer))
+    except NotImplementedError:
+        return Outcome(OPEN, "Replace the line `raise NotImplementedError` and run the cell again")
+    except Wrong as error:
+        return Outcome(WRONG, str(error))
+    except Exception as error:
+        # Whatever a learner's function raises, or returns that the check could not read, is a wrong answer.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(__path__))]
+        line = f", in your line `{frames[-1].line}`" if frames and frames[-1].line else ""
+        return Outcome(WRONG, f"Your answer stopped with {type(error).__name__}: {first_words(error)}{line}")
+
+
+def unanswered(answer: Any) -> bool:
+    """True for None, an ellipsis, or a collection that still holds one: the stub as it was handed out."""
+    if isinstance(answer, dict):
+        return any(unanswered(value) for value in answer.values())
+    if isinstance(answer, list | tuple):
+        return any(unanswered(value) for value in answer)
+    return answer is None or answer is Ellipsis
+
+
+def check(name: str, answer: Any) -> None:
+    """Judge an answer, print what came of it in one line, and remember it."""
+    outcome = judge(name, answer)
+    _outcomes[name] = outcome
+    print(f"{MARKS[outcome.status]} {name}: {outcome.status}. {outcome.message}")
+
+
+def outcomes() -> dict[str, Outcome]:
+    """What `check` found in this process so far: the latest outcome of each exercise."""
+    return dict(_outcomes)

@@ -1,0 +1,146 @@
+"""The exercises of the course: solved ones pass, wrong ones are told apart, copies hold what they should."""
+
+import importlib
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from faithlab import exercises
+from faithlab.cli import main
+from faithlab.course import KINDS, exercises_of, solutions_copy, student_copy, tagged
+from faithlab.errors import FaithlabError
+from faithlab.exercises import Outcome, exercise, expect, judge, unanswered
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = {p.stem: nbformat.read(p, 4) for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+EXERCISES = [(stem, e) for stem, node in NOTEBOOKS.items() for e in exercises_of(node, stem)]
+IDS = [e.name for _, e in EXERCISES]
+
+
+def run_cell(source, capsys):
+    """The outcome that a stand-alone run of an exercise's cell reports."""
+    exercises._outcomes.clear()
+    exec(compile(source, "<cell>", "exec"), {})
+    [outcome] = exercises.outcomes().values()
+    assert outcome.message in capsys.readouterr().out
+    return outcome
+
+
+@pytest.mark.parametrize(("stem", "e"), EXERCISES, ids=IDS)
+def test_stub_is_not_done_and_solution_is_right(stem, e, capsys):
+    assert run_cell(e.stub, capsys).status == exercises.OPEN
+    assert run_cell(e.solution, capsys) == (exercises.RIGHT, exercises.outcomes()[e.name].message)
+    assert len(e.solution.splitlines()) <= 40 and 3 <= e.minutes <= 60
+
+
+@pytest.mark.parametrize(("stem", "e"), EXERCISES, ids=IDS)
+def test_three_wrong_solutions_are_explained_apart(stem, e):
+    subject = exercises.CHECKS[e.name].__module__.rsplit(".", 1)[1]
+    answers = importlib.import_module(f"wrong_solutions.{subject}").WRONG[e.name]
+    told = [judge(e.name, answer) for answer in answers]
+    assert len(told) >= 3 and {o.status for o in told} == {exercises.WRONG}
+    assert len({o.message for o in told}) == len(told), "each mistake has an explanation of its own"
+    assert all(len(o.message.split()) >= 6 and "AttributeError" not in o.message for o in told)
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_every_notebook_has_three_kinds_in_one_anatomy(stem):
+    node = NOTEBOOKS[stem]
+    mine = [e for s, e in EXERCISES if s == stem]
+    assert {e.kind for e in mine} == set(KINDS) and [e.number for e in mine] == list(range(1, len(mine) + 1))
+    text = "\n".join(c.source for c in node.cells if c.cell_type == "markdown")
+    places = [text.find(f"\n## {part}") for part in ("What to notice", "Pitfalls", "Exercises", "References")]
+    assert -1 not in places and places == sorted(places)
+    assert "**The question.**" in text and "**After this notebook you can**" in text and "**Next:**" in text
+    assert text.count("**Predict") >= 2 or text.count("Predict:") >= 2
+    assert text.count("<summary>Hint</summary>") == text.count("<summary>Solution</summary>") == len(mine)
+    assert text.count("<details>") == text.count("</details>") == 2 * len(mine)
+
+
+def test_every_check_belongs_to_one_exercise_of_the_course():
+    assert sorted(IDS) == sorted(exercises.names())
+    assert all(exercises.CHECKS[name].__doc__ for name in IDS)
+
+
+def test_student_copy_has_hints_and_neither_solutions_nor_outputs():
+    for node in NOTEBOOKS.values():
+        made, before = student_copy(node), json.dumps(node)
+        text = "\n".join(c.source for c in made.cells)
+        assert "Solution</summary>" not in text and "Hint</summary>" in text
+        assert not any(c.get("outputs") or c.get("execution_count") for c in made.cells)
+        assert [e.stub for e in exercises_of(node)] == [c.source for c in made.cells if tagged(c, "exercise")]
+        assert json.dumps(node) == before
+        nbformat.validate(solutions_copy(node))
+
+
+def test_copies_do_not_overwrite_work(tmp_path, capsys):
+    argv = ["course", "student", "02", "--folder", str(ROOT / "notebooks"), "--output", str(tmp_path)]
+    assert main(argv) == main(argv) == 0  # the same again is no loss
+    [path] = tmp_path.glob("student/*.ipynb")
+    path.write_text(path.read_text().replace("raise NotImplementedError", "return 3"))
+    worked = path.read_text()
+    assert main(argv) == 2
+    assert "may hold somebody's work" in capsys.readouterr().err and path.read_text() == worked
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        (None, "not done", "None"),
+        ({"a": [1, None]}, "not done", "None"),
+        (lambda: {}["x"], "wrong", "KeyError: 'x', in your line"),
+        (3, "wrong", "not callable"),
+    ],
+)
+def test_what_a_check_says_of_odd_answers(answer, status, words):
+    outcome = judge("anchor_without_reach", answer)
+    assert outcome.status == status and words in outcome.message
+
+
+def test_unknown_exercise_and_twin_names():
+    with pytest.raises(FaithlabError, match="did you mean 'future_attention'"):
+        judge("future_atention", 1)
+    with pytest.raises(ValueError, match="two exercises"):
+
+        @exercise
+        def future_attention(answer):
+            expect(answer, "")
+
+    assert unanswered(...) and not unanswered([0, False, ""])
+
+
+def test_grading_counts_what_is_right_missing_and_broken(tmp_path, capsys):
+    node = solutions_copy(NOTEBOOKS["02_attention_heads"])
+    done = [i for i, c in enumerate(node.cells) if tagged(c, "exercise")]
+    node.cells[done[1]].source = "this is no Python"
+    del node.cells[done[2]]
+    handed_in = tmp_path / "ada.ipynb"
+    nbformat.write(node, handed_in)
+    argv = ["course", "grade", str(handed_in), "--folder", str(ROOT / "notebooks"), "--output", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert f"1 of {len(done)} right" in capsys.readouterr().out
+    [grades] = tmp_path.glob("out/graded/*/grades.csv")
+    assert grades.read_text().count("did not run") == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["grade"], "nothing to grade"),
+        (["grade", "missing.ipynb"], "no such file"),
+        (["student", "99"], "unknown notebook"),
+        (["grade", str(ROOT / "tests" / "test_course.py")], "not a valid notebook"),
+    ],
+)
+def test_bad_input(argv, message, capsys, tmp_path):
+    given = ["course", *argv, "--folder", str(ROOT / "notebooks"), "--output", str(tmp_path)]
+    assert main(given) == 2 and message in capsys.readouterr().err
+
+
+def test_an_exercise_built_wrongly_is_named():
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["exercise"]})])
+    with pytest.raises(FaithlabError, match="cell 1: an exercise is a text"):
+        exercises_of(node)
+    assert Outcome("right", "x").status == "right"
