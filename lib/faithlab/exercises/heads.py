@@ -65,7 +65,8 @@ def anchor_without_reach(function) -> str:
     expect(probs.ndim == 2 and probs.shape[0] == probs.shape[1], "a map is square: [query, key]")
     n = len(probs)
     expect(6 <= n <= 40, f"use 6 to 40 tokens; yours has {n}")
-    expect((probs >= 0).all() and torch.allclose(probs.sum(-1), torch.ones(n), atol=1e-4), "every row of a map sums to 1")
+    sums = torch.allclose(probs.sum(-1), torch.ones(n), atol=1e-4)
+    expect(sums and (probs >= 0).all(), "every row of a map holds shares that sum to 1")
     expect(
         torch.equal(probs, probs.tril()), "a token cannot look ahead: nothing above the diagonal (P[t, s] = 0, s > t)"
     )
