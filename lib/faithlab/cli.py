@@ -21,6 +21,10 @@ from faithlab.errors import FaithlabError, unknown
 
 # name -> (module, one line for `faithlab --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "explain": (
+        "faithlab.explain",
+        "one question in, a page out that says whether its answer depends on its reasoning",
+    ),
     "train": ("faithlab.training", "train one arm of an experiment with one seed, and measure it"),
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),

@@ -1,0 +1,195 @@
+"""`faithlab explain`: a question in, a page out that shows what its answer depends on.
+
+Writes, into a new folder, `explanation.html` (one self-contained page: open it in a browser), `explanation.json` (all
+numbers) and `explanation.png` (the reasoning coloured by four scores). The reasoner writes reasoning and answer itself,
+unless they are given: then it is asked what *it* would make of them.
+
+    faithlab explain --task stories -o hint weak -o hint_right 0.0 --index 3
+    faithlab explain "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
+    faithlab explain QUESTION --reasoning "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears." --answer 7
+    faithlab explain QUESTION --compare OTHER_QUESTION      two prompts side by side, under one colour scale
+    faithlab explain --reasoner smollm2 --examples gsm8k "A box holds 6 eggs. How many eggs are in 3 boxes?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from faithlab import tasks
+from faithlab.errors import FaithlabError, check_number, first_words
+from faithlab.explanation import KINDS, Explanation, explain
+from faithlab.models import load_reasoner
+from faithlab.page import page
+from faithlab.results import write_atomically
+from faithlab.run_folder import new_folder
+from faithlab.tasks.fewshot import examples, for_task
+from faithlab.traces import Trace
+
+OUTPUT = Path("runs") / "explain"
+
+
+def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency", "flow", "fai")) -> Any:
+    """A matplotlib figure: the reasoning as coloured text, one strip a score, and the curve of log p(answer)."""
+    import matplotlib.pyplot as plt
+
+    from faithlab.plots import PALETTE, token_strip
+
+    e, shown = explanation, [k for k in kinds if k in explanation.scores]
+    pieces = [piece for piece, _ in e.tokens]
+    start, stop = e.first, e.first + len(e.scores[shown[0]])
+    answer = next(i for i, (_, part) in enumerate(e.tokens) if part == "answer")
+    ids = torch.zeros(len(pieces), dtype=torch.long)  # the strip reads texts and places only
+    trace = Trace(ids, slice(0, start), slice(start, stop), slice(answer, len(pieces)), tuple(pieces))
+    lines = 1 + len("".join(pieces[start:])) // 80
+    heights = [0.4 * lines + 0.5] * len(shown) + [2.4]
+    fig, axes = plt.subplots(
+        len(heights), 1, figsize=(11, sum(heights) + 0.6), height_ratios=heights, layout="constrained"
+    )
+    for ax, kind in zip(axes, shown, strict=False):
+        values = {start + i: v for i, v in enumerate(e.scores[kind]) if v is not None}
+        title = f"{KINDS[kind].label}: {KINDS[kind].meaning}"
+        if values:
+            # As on the page, an effect below a nat does not look large.
+            limit = max(1.0, *map(abs, values.values())) if KINDS[kind].unit == "nats" else None
+            token_strip(trace, values, ax=ax, title=title, limit=limit)
+        else:
+            ax.set_title(f"{title} (not computed for single tokens)", loc="left", fontsize=10)
+            ax.axis("off")
+    axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0])
+    axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
+    axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
+    axes[-1].spines[["top", "right"]].set_visible(False)
+    fig.suptitle(e.says, x=0.01, ha="left", fontsize=11, weight="bold")
+    return fig
+
+
+def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -> list[Path]:
+    """Write page, JSON and a figure for each explanation into an existing folder; returns the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    written = [folder / "explanation.html", folder / "explanation.json"]
+    write_atomically(written[0], page(explanations, command=command))
+    content = dict(command=command, explanations=[e.to_json() for e in explanations])
+    write_atomically(written[1], json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    for number, e in enumerate(explanations, start=1):
+        path = folder / ("explanation.png" if len(explanations) == 1 else f"explanation-{number}.png")
+        fig = figure(e)
+        try:
+            fig.savefig(path, dpi=120)
+        except OSError as error:
+            raise FaithlabError(
+                f"cannot write {path}: {error.strerror}; free space or choose another folder"
+            ) from error
+        plt.close(fig)
+        written.append(path)
+    return written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `faithlab explain`."""
+    parser.description = __doc__
+    add = parser.add_argument
+    add("question", nargs="?", help="the question; or take one of a task, with --task")
+    add("--reasoner", default="abacus", help="abacus, smollm2, a folder or a hub id (default: abacus)")
+    add("--reasoning", metavar="TEXT", help="a given reasoning instead of the reasoner's own; @FILE reads a file")
+    add("--answer", help="the answer to go with --reasoning")
+    add("--compare", metavar="QUESTION", help="a second question, shown beside the first")
+    add("--task", help=f"take the question from a task: {', '.join(tasks.names())}")
+    add("--index", type=int, default=0, help="which problem of the task's test split (default: 0)")
+    add("-o", "--option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="an option of the task")
+    add(
+        "--examples", metavar="TASK", help="show the reasoner worked examples of this task (default: of --task, if any)"
+    )
+    add("--gold", help="the right answer, to say whether the answer is right")
+    add(
+        "--samples",
+        type=int,
+        default=8,
+        help="fresh rollouts of the question for the uncertainty (default: 8; 0: none)",
+    )
+    add("--temperature", type=float, default=0.0, help="of the explained rollout (default: 0, greedy)")
+    add("--max-new-tokens", type=int, help="limit of a rollout (default: the reasoner's)")
+    add("--seed", type=int, default=0)
+    add("--thorough", action="store_true", help="relayed effects of single tokens also where they take long")
+    add("--output", help=f"where the new folder is made (default: {OUTPUT})")
+    add("--name", help="name of the new folder (default: date and time)")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Carry out `faithlab explain` and return its exit status."""
+    problems = [_problem(args)] + ([{"question": args.compare}] if args.compare else [])
+    if (args.reasoning is None) != (args.answer is None):
+        raise FaithlabError("--reasoning and --answer belong together; give both or neither")
+    if args.reasoning is not None and args.compare:
+        raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
+    reasoner = load_reasoner(args.reasoner)
+    if args.examples or args.task:
+        reasoner = for_task(reasoner, args.examples or args.task) if args.task else _shown(reasoner, args.examples)
+    quiet = not sys.stderr.isatty()
+    if args.reasoning is not None:
+        traces = [reasoner.trace(problems[0], _read(args.reasoning), args.answer)]
+    else:
+        options = dict(seed=args.seed, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+        traces = reasoner.generate(problems, progress=not quiet, **options)
+    options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
+    found = [explain(reasoner, trace, pasted=args.reasoning is not None, **options) for trace in traces]
+    folder = new_folder(Path(args.output or OUTPUT), args.name)
+    files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
+    for e in found:
+        print(f"{e.question}\n  -> {e.answer}\n  {e.says}")
+        for note in e.notes:
+            print(f"  note: {note}")
+    print("\nwritten: " + ", ".join(str(path) for path in files))
+    return 0
+
+
+def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
+    if (args.question is None) == (args.task is None):
+        raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
+    if args.question is not None:
+        if args.option:
+            raise FaithlabError("-o sets an option of a task; without --task there is none")
+        return {"question": args.question} | ({"answer": args.gold} if args.gold else {})
+    check_number("--index", args.index, 0, whole=True)
+    options = {name: yaml.safe_load(value) for name, value in args.option}
+    return dict(tasks.load(args.task, split="test", n=args.index + 1, seed=args.seed, **options)[args.index])
+
+
+def _shown(reasoner: Any, task: str) -> Any:
+    examples(task)  # an unknown task is an error for abacus too
+    return for_task(reasoner, task)
+
+
+def _read(text: str) -> str:
+    """The text, or with @ in front the content of a file."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaithlabError(f"cannot read {text[1:]}: {first_words(error)}") from error
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """The arguments as they could be typed again, without the place of the output."""
+    out = [args.question] if args.question else []
+    names = "reasoner reasoning answer compare task index examples gold samples temperature max_new_tokens seed"
+    for name in names.split():
+        value = getattr(args, name)
+        if value is not None:
+            out += [f"--{name.replace('_', '-')}", str(value)]
+    for option in args.option:
+        out += ["-o", *option]
+    return out

@@ -1,0 +1,141 @@
+"""One HTML page for one or several explanations, self-contained: no network, no script from elsewhere.
+
+The text is written as plain HTML, so that it can be read, printed and searched without scripts; `page_parts/page.js`
+colours it. Everything that a model or a user wrote is escaped, and a content security policy keeps the page from
+loading or sending anything.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+
+from faithlab.explanation import KINDS, Explanation, strongest
+from faithlab.verdict import DECORATION, NEEDED, how_often_wrong
+
+HEADINGS = {"needed": "The reasoning is needed", "decoration": "The reasoning is decoration", "undecided": "Undecided"}
+LIMITS = (
+    "Hiding the reasoning is an input that no model was trained on; part of an effect can be the surprise of that.",
+    "One trace says something about one trace. The fresh rollouts say how far it holds for this question.",
+    "Direct effects ask the answer's own view; what reaches it by way of other tokens shows in the causal effect.",
+    "Attention scores (flow, WAAD, FAI) are correlates, not causes; notebook 05 of the course says how well each does.",
+    "A reasoning that is needed can still be wrong, and one that is right can be decoration.",
+)
+
+
+def page(explanations: Sequence[Explanation], *, command: str = "") -> str:
+    """The page. Several explanations stand side by side under the same switches and colour scale.
+
+    `command` is shown at the end, as what the page was made with.
+    """
+    kinds = list(explanations[0].scores)
+    data = json.dumps([e.to_json() for e in explanations], ensure_ascii=False, allow_nan=False)
+    rule = f"Decoration: less than {DECORATION:g} nats lost; needed: {NEEDED:g} nats and more. {how_often_wrong()}"
+    return _fill(
+        "page.html",
+        css=_part("page.css"),
+        js=_part("page.js"),
+        scores="".join(_radio("score", k, KINDS[k].label, k == kinds[0]) for k in kinds),
+        levels=_radio("level", "sentence", "sentences", False) + _radio("level", "token", "tokens", True),
+        articles="\n".join(_article(e, number, kinds) for number, e in enumerate(explanations)),
+        definitions="".join(f"<dt>{_text(KINDS[k].label)}</dt><dd>{_text(KINDS[k].meaning)}.</dd>" for k in kinds),
+        trust=_text(rule),
+        limits="".join(f"<li>{_text(line)}</li>" for line in LIMITS),
+        made=f"<p>Made with: <code>{_text(command)}</code></p>" if command else "",
+        # "</script>" and "<!--" in a text must not end or hide the data.
+        data=data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+    )
+
+
+def _part(name: str) -> str:
+    return (resources.files("faithlab") / "page_parts" / name).read_text(encoding="utf-8")
+
+
+def _fill(name: str, **values: object) -> str:
+    return Template(_part(name)).substitute(values)
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _radio(name: str, value: str, label: str, checked: bool) -> str:
+    tick = " checked" if checked else ""
+    return f'<label><input type="radio" name="{name}" value="{value}"{tick}> {_text(label)}</label>'
+
+
+def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
+    whose = "a given reasoning, read by" if e.pasted else "written by"
+    judged = "" if e.right is None else " (right)" if e.right else f" (wrong: {e.gold} is right)"
+    return _fill(
+        "article.html",
+        number=number,
+        heading=_text(f"Answer {e.answer}{judged}, {whose} {e.reasoner}"),
+        verdict=e.verdict,
+        word=HEADINGS[e.verdict],
+        says=_text(e.says),
+        beyond=_text(_beyond(e)),
+        tokens=_tokens(e, number),
+        notes="".join(f"<p>{_text(note)}</p>" for note in e.notes),
+        curve=_curve(e),
+        tops="".join(_top(e, kind) for kind in kinds),
+    )
+
+
+def _tokens(e: Explanation, number: int) -> str:
+    """The text as one element a token; what of the prompt is not the question is one mark."""
+    out, rest = [], 0
+    for i, (piece, part) in enumerate(e.tokens):
+        if part == "prompt":
+            rest += 1
+            continue
+        if rest:
+            ends = f'data-first="{i - rest}" data-last="{i - 1}"'
+            out.append(f'<span class="rest" {ends}>{rest} more prompt tokens</span> ')
+            rest = 0
+        role = f' role="option" id="t{number}-{i}"' if part == "reasoning" else ""
+        out.append(f'<span class="t {part}" data-i="{i}"{role}>{_text(piece)}</span>')
+    return "".join(out)
+
+
+def _beyond(e: Explanation) -> str:
+    """What fresh rollouts of the same question say."""
+    r = e.rollouts
+    if not r["n"]:
+        return "No fresh rollouts were made, so this is about this one reasoning only."
+    if not r["answered"]:
+        return f"None of {r['n']} fresh rollouts of the question came to an answer."
+    interval = "" if r["low"] is None else f" (95 % interval {r['low']:.1f} to {r['high']:.1f})"
+    spread = f"single ones from {min(r['effects']):.1f} to {max(r['effects']):.1f}"
+    mean = f"the reasoning is worth {r['mean']:.1f} nats on average{interval}, {spread}"
+    return f"Over {r['answered']} fresh rollouts of the question {mean}; {r['agree']} of them answer the same."
+
+
+def _top(e: Explanation, kind: str) -> str:
+    rows = []
+    for position, value in strongest(e, kind, 8):
+        word, place = _text(e.tokens[position][0].strip() or "space"), position - e.first + 1
+        rows.append(f'<tr><td>{word}</td><td class="number">{place}</td><td class="number">{value:.3g}</td></tr>')
+    head = f"<tr><th>token</th><th>place</th><th>{_text(f'{KINDS[kind].label} {KINDS[kind].unit}')}</th></tr>"
+    label = _text(f"tokens with the highest {KINDS[kind].label}")
+    return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
+
+
+def _curve(e: Explanation) -> str:
+    """log p(answer) against how many sentences the answer may look at, as an SVG with words for screen readers."""
+    low, steps = min([*e.curve, -1.0]), max(1, len(e.curve) - 1)
+    places = [(52 + 396 * k / steps, 8 + 134 * value / low, k, value) for k, value in enumerate(e.curve)]
+    none, all_ = f"{e.curve[0]:.1f} nats with none of the {steps} sentences in sight", f"{e.curve[-1]:.1f} with all"
+    dot = '<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="rgb(1,115,178)"><title>{} sentences: p = {:.3g}</title></circle>'
+    return _fill(
+        "curve.svg",
+        label=_text(f"log probability of the answer: {none}, {all_}"),
+        low=f"{low:.1f}",
+        steps=steps,
+        points=" ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in places),
+        dots="".join(dot.format(x, y, k, math.exp(value)) for x, y, k, value in places),
+    )

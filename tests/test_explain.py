@@ -1,0 +1,341 @@
+"""`faithlab explain`: the numbers are the library's, the page holds them safely and works in a browser."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import browser
+import numpy as np
+import pytest
+
+from faithlab import tasks, verdict
+from faithlab.cli import main
+from faithlab.errors import FaithlabError
+from faithlab.explain import figure
+from faithlab.explanation import KINDS, explain, plain, strongest
+from faithlab.faithfulness import reasoning_effect, token_effects
+from faithlab.models import load_reasoner
+from faithlab.page import page
+from faithlab.units import units_of
+
+NASTY = '<script>alert("x")</script><!-- & \u2028'
+
+
+@pytest.fixture(scope="module")
+def abacus():
+    return load_reasoner("abacus")
+
+
+@pytest.fixture(scope="module")
+def trace(abacus):
+    problem = tasks.load("stories", split="test", n=1, seed=2, hops=(2, 2))[0]
+    return abacus.generate([problem], temperature=0)[0]
+
+
+@pytest.fixture(scope="module")
+def explained(abacus, trace):
+    return explain(abacus, trace, samples=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def nasty(explained):
+    """The same with texts that would break out of a careless page."""
+    tokens = [(NASTY if i % 5 == 0 else text, part) for i, (text, part) in enumerate(explained.tokens)]
+    return replace(explained, tokens=tokens, question=NASTY, reasoning=NASTY, answer=NASTY, notes=[NASTY], gold=NASTY)
+
+
+def long(explained, n=2000):
+    """A page's worth of a long trace, made of the short one."""
+    start, count = explained.first, len(explained.scores["effect"])
+    head, body, tail = (
+        explained.tokens[:start],
+        explained.tokens[start : start + count],
+        explained.tokens[start + count :],
+    )
+    values = {k: (v * (n // count + 1))[:n] for k, v in explained.scores.items()}
+    sentences = [(start + i, min(start + i + 19, start + n - 1)) for i in range(0, n, 20)]
+    return replace(
+        explained,
+        tokens=head + (body * (n // count + 1))[:n] + tail,
+        scores=values,
+        sentences=sentences,
+        sentence_scores={k: plain(np.linspace(0, 1, len(sentences))) for k in values},
+        edges=[(start + i, start + n + 1, 0.1) for i in range(40)],
+    )
+
+
+def test_numbers_are_those_of_the_library(abacus, trace, explained):
+    whole = reasoning_effect(abacus, [trace]).iloc[0]
+    assert explained.effect == pytest.approx(whole["effect"], abs=1e-4)
+    single = token_effects(abacus, [trace], scope="all")["effect"]
+    assert explained.scores["effect"] == pytest.approx(list(single), rel=1e-3, abs=1e-4)
+    assert len(explained.scores["saliency"]) == trace.reasoning.stop - trace.reasoning.start
+    assert len(explained.sentences) == len(units_of(trace, "sentence")) == len(explained.sentence_scores["flow"])
+    first, last = explained.sentences[-1]
+    flow = explained.scores["flow"][first - explained.first : last + 1 - explained.first]
+    assert explained.sentence_scores["flow"][-1] == pytest.approx(np.mean(flow), rel=1e-3)
+
+
+def test_the_curve_goes_from_hidden_to_seen(explained):
+    assert explained.curve[0] == pytest.approx(explained.logp_hidden, abs=2e-3)
+    assert explained.curve[-1] == pytest.approx(explained.logp, abs=2e-3)
+    assert len(explained.curve) == len(explained.sentences) + 1
+
+
+def test_parts_of_the_text_and_edges(trace, explained):
+    text = {part: "".join(t for t, p in explained.tokens if p == part) for part in {p for _, p in explained.tokens}}
+    assert text["question"].strip() == trace.problem["question"] and text["reasoning"].strip() == trace.reasoning_text
+    assert text["answer"].strip() == trace.answer_text and "Question" in text["prompt"]
+    flows = [flow for *_, flow in explained.edges]
+    assert flows == sorted(flows, reverse=True) and all(source < target for source, target, _ in explained.edges)
+
+
+def test_rollouts_say_how_far_it_holds(abacus, trace, explained):
+    r = explained.rollouts
+    assert r["n"] == 3 and len(r["effects"]) == r["answered"] and 0 <= r["agree"] <= r["answered"]
+    assert r["mean"] == pytest.approx(np.mean(r["effects"]), rel=1e-3)
+    assert explain(abacus, trace, samples=3, seed=1, kinds=["fai"]).rollouts == r
+    assert explain(abacus, trace, samples=0, kinds=["fai"]).rollouts["n"] == 0
+
+
+def test_long_reasonings_leave_single_causal_effects_out_and_say_so(abacus, trace, monkeypatch):
+    monkeypatch.setattr("faithlab.explanation.OPERATIONS", 1.0)
+    found = explain(abacus, trace, samples=0, kinds=["effect"])
+    assert set(found.scores["effect"]) == {None} and None not in found.sentence_scores["effect"]
+    assert "--thorough" in found.notes[0]
+    assert None not in explain(abacus, trace, samples=0, kinds=["effect"], thorough=True).scores["effect"]
+
+
+def test_what_cannot_be_explained(abacus, trace):
+    with pytest.raises(FaithlabError, match="no answer here"):
+        explain(abacus, abacus.generate([trace.problem], max_new_tokens=3)[0])
+    with pytest.raises(FaithlabError, match="no reasoning in front"):
+        explain(abacus, abacus.trace(trace.problem, "", "7"))
+    with pytest.raises(FaithlabError, match="did you mean 'saliency'"):
+        explain(abacus, trace, kinds=["salience"])
+    with pytest.raises(FaithlabError, match="samples=-1"):
+        explain(abacus, trace, samples=-1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "hidden", "name", "words"),
+    [
+        (-0.1, -5.0, "needed", "4.9 nats less: the answer depends on it"),
+        (-0.1, -1.1, "undecided", "1.0 nats less"),
+        (-0.1, -0.2, "decoration", "0.1 nats apart: decoration"),
+        (-3.0, -1.0, "decoration", "2.0 nats more: the answer is given in spite"),
+        (math.nan, math.nan, "none", "no answer"),
+        (-0.1, -30.0, "needed", "9e-14"),
+    ],
+)
+def test_verdicts(seen, hidden, name, words):
+    said = verdict.judge(seen, hidden)
+    assert said.name == name and words in said.text
+
+
+def test_the_rule_s_errors_are_counted_where_truth_is_known(abacus):
+    table = verdict.calibrate(abacus, n=20)
+    assert table.groupby("origin")["share"].sum().tolist() == pytest.approx([1, 1])
+    shares = table.set_index(["origin", "verdict"])["share"]
+    assert shares["copied", "decoration"] > 0.9 and shares["reasoned", "needed"] > 0.8
+    assert "copied answers" in verdict.how_often_wrong()
+
+
+def test_json_has_null_for_what_is_undefined(explained):
+    text = json.dumps(replace(explained, curve=[-1.0]).to_json(), allow_nan=False)
+    back = json.loads(text)
+    assert back["kinds"]["waad"]["unit"] == "tokens" and None in back["scores"]["fai"]  # the last tokens have no FAI
+    assert plain([math.nan, 1.23456]) == [None, 1.235]
+    position, value = strongest(explained, "effect", 1)[0]
+    assert value == max(v for v in explained.scores["effect"] if v is not None)
+    assert explained.scores["effect"][position - explained.first] == value
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        self.text += "" if self.inside in ("script", "style") else data
+
+
+def test_page_escapes_whatever_was_written(nasty):
+    reader = Reader()
+    reader.feed(page([nasty, nasty], command=NASTY))
+    assert sum(tag == "script" for tag, _ in reader.tags) == 2  # the data and our own
+    assert reader.text.count(NASTY) > 10  # as text
+    assert not any(name.startswith("on") and tag != "form" for tag, given in reader.tags for name in given)
+
+
+def test_page_needs_nothing_from_elsewhere(explained):
+    text = page([explained])
+    assert "default-src 'none'" in text
+    assert not re.search(r"""(src|href)\s*=|url\(|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)""", text)
+
+
+def test_two_colours_can_be_told_apart_by_everybody_and_text_can_be_read():
+    css = page.__globals__["_part"]("page.css")
+    colours = [
+        [int(v) / 255 for v in re.search(rf"--{name}: (\d+), (\d+), (\d+)", css).groups()]
+        for name in ("blue", "orange")
+    ]
+    linear = [np.array([((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in rgb]) for rgb in colours]
+    # G. Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia
+    for matrix in (
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    ):
+        seen = [np.clip(np.array(matrix) @ rgb, 0, 1) for rgb in linear]
+        assert np.abs(seen[0] - seen[1]).max() > 0.15
+    for rgb in linear:  # black on the deepest shade, 75 % of the colour on white: WCAG's contrast of 4.5
+        luminance = np.dot([0.2126, 0.7152, 0.0722], 0.75 * rgb + 0.25)
+        assert (luminance + 0.05) / 0.05 > 4.5
+
+
+def test_figure_shows_every_strip(explained):
+    fig = figure(explained)
+    assert len(fig.axes) == 5 and explained.says in fig.get_suptitle()
+    empty = replace(explained, scores=explained.scores | {"effect": [None] * len(explained.scores["effect"])})
+    assert "not computed" in figure(empty).axes[0].get_title(loc="left")
+
+
+@browser.needs_browser
+def test_in_a_browser_colours_follow_the_switches(explained, tmp_path):
+    script = """
+    const spans = [...document.querySelectorAll(".t.reasoning")];
+    const shown = () => spans.map((s) => s.style.backgroundColor);
+    const seen = {};
+    for (const [name, value] of [["score", "effect"], ["score", "waad"], ["level", "sentence"], ["score", "fai"]]) {
+      document.querySelector(`input[name=${name}][value=${value}]`).click();
+      seen[`${name}=${value}`] = shown().join();
+    }
+    return { seen, what: document.querySelector(".what").textContent, hash: location.hash,
+      hatched: document.querySelectorAll(".undefined").length,
+      tables: [...document.querySelectorAll("table.top:not(.hidden)")].map((t) => t.dataset.score) };
+    """
+    found = browser.run(page([explained]), script, tmp_path)
+    assert len(set(found["seen"].values())) == 4
+    assert found["what"].startswith("FAI") and "score=fai&level=sentence" in found["hash"]
+    assert found["tables"] == ["fai"]
+
+
+@browser.needs_browser
+def test_in_a_browser_the_backbone_is_drawn_and_the_address_keeps_the_state(explained, tmp_path):
+    script = """return { arcs: document.querySelectorAll(".arcs path").length,
+      score: document.querySelector("input[name=score]:checked").value }"""
+    found = browser.run(page([explained, explained]), script, tmp_path, "#score=flow&level=token&backbone=1")
+    assert found == {"arcs": 2 * len(explained.edges), "score": "flow"}
+    odd = browser.run(page([explained]), script, tmp_path, "#score=%22%5D&level=nonsense&backbone=x")
+    assert odd == {"arcs": 0, "score": next(iter(KINDS))}
+
+
+@browser.needs_browser
+def test_in_a_browser_keys_move_and_screen_readers_hear(explained, tmp_path):
+    script = """
+    const text = document.querySelector(".text"), status = document.querySelector(".status");
+    const event = (key) => new KeyboardEvent("keydown", { key, bubbles: true });
+    const press = (key) => { text.dispatchEvent(event(key)); return status.textContent; };
+    const said = [press("ArrowRight"), press("ArrowRight"), press("End"), press("ArrowRight"), press("Home")];
+    const labels = [...document.querySelectorAll("input")].map((i) => i.closest("label").textContent.trim());
+    return { said, active: text.getAttribute("aria-activedescendant"), role: text.getAttribute("role"),
+      tab: text.tabIndex, chosen: document.querySelectorAll(".chosen").length,
+      live: status.getAttribute("aria-live"), unlabelled: labels.filter((l) => !l).length };
+    """
+    found = browser.run(page([explained]), script, tmp_path)
+    said = found["said"]
+    assert len(set(said[:3])) == 3 and said[2] == said[3] and said[4] == said[0]
+    words = [text.strip() for text, part in explained.tokens if part == "reasoning"]
+    assert f"“{words[0]}”" in said[0] and f"“{words[1]}”" in said[1] and "rank" in said[0]
+    assert found["active"] == f"t0-{explained.first}" and found["chosen"] == 1
+    assert (found["role"], found["tab"], found["live"], found["unlabelled"]) == ("listbox", 0, "polite", 0)
+
+
+@browser.needs_browser
+def test_in_a_browser_two_thousand_tokens_and_nasty_texts(explained, nasty, tmp_path):
+    script = """
+    const first = document.querySelectorAll(".t.reasoning");
+    document.querySelector("input[value=flow]").click();
+    const coloured = [...first].filter((s) => s.style.backgroundColor).length;
+    return { count: first.length, coloured, title: document.title };
+    """
+    found = browser.run(page([long(explained)]), script, tmp_path, "#backbone=1")
+    assert found["count"] == 2000 and found["coloured"] == 2000
+    assert browser.run(page([nasty]), script, tmp_path)["title"] == "Does the answer depend on its reasoning?"
+
+
+def test_command_writes_page_json_and_figure(tmp_path, capsys):
+    argv = [
+        "explain",
+        "--task",
+        "stories",
+        "-o",
+        "hint",
+        "weak",
+        "--index",
+        "1",
+        "--samples",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main([*argv, "--name", "one"]) == 0
+    folder = tmp_path / "one"
+    assert sorted(p.name for p in folder.iterdir()) == ["explanation.html", "explanation.json", "explanation.png"]
+    content = json.loads((folder / "explanation.json").read_text())
+    assert content["command"].startswith("faithlab explain --reasoner abacus --task stories")
+    assert content["explanations"][0]["says"] in capsys.readouterr().out
+    assert main([*argv, "--name", "one"]) == 2 and "exists" in capsys.readouterr().err
+
+
+STORY = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
+
+
+def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
+    text = tmp_path / "reasoning.txt"
+    text.write_text("Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears.")
+    common = ["--samples", "0", "--output", str(tmp_path)]
+    assert (
+        main(["explain", STORY, "--reasoning", f"@{text}", "--answer", "7", "--gold", "7", *common, "--name", "p"]) == 0
+    )
+    [found] = json.loads((tmp_path / "p" / "explanation.json").read_text())["explanations"]
+    assert found["pasted"] and found["right"] and found["answer"] == "7"
+    other = STORY + " A friend says the answer is 9."
+    assert main(["explain", STORY, "--compare", other, *common, "--name", "c"]) == 0
+    both = json.loads((tmp_path / "c" / "explanation.json").read_text())["explanations"]
+    assert [e["verdict"] for e in both] == ["needed", "decoration"] and both[1]["answer"] == "9"
+    assert (tmp_path / "c" / "explanation-2.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give a question"),
+        ([STORY, "--task", "stories"], "not both"),
+        ([STORY, "-o", "hint", "weak"], "without --task"),
+        ([STORY, "--reasoning", "Ada has 3 pears."], "belong together"),
+        ([STORY, "--reasoning", "@/no/such/file", "--answer", "7"], "cannot read /no/such/file"),
+        ([STORY, "--compare", STORY, "--reasoning", "x", "--answer", "7"], "--compare lets the reasoner write"),
+        (["What colour is the moon?"], "does not know"),
+        (["--task", "storys"], "did you mean 'stories'"),
+        (["--task", "stories", "--index", "-1"], "--index=-1"),
+        ([STORY, "--reasoner", "nobody"], "unknown reasoner"),
+        ([STORY, "--examples", "poems"], "unknown task"),
+    ],
+)
+def test_bad_input(argv, message, capsys, tmp_path):
+    assert main(["explain", *argv, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
