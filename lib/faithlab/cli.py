@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("faithlab.training", "train one arm of an experiment with one seed, and measure it"),
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),
+    "feedback": ("faithlab.feedback", "papers for people: mark what matters, rate trust; and what comes of them"),
     "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
     "course": ("faithlab.course", "copies for students and teachers; grade what was handed in"),
 }

@@ -1,0 +1,105 @@
+"""Marking by buttons, in a notebook: one button a token, pressed for "the answer depends on this".
+
+    from faithlab.annotator import Annotator
+    Annotator(traces, "runs/marks.jsonl", annotator="ada").show()
+
+Every reasoning is saved when it is left, and marking goes on where it was stopped. Without ipywidgets, or away from a
+notebook, use the sheet of `faithlab.marks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from faithlab.errors import FaithlabError
+from faithlab.marks import Marked, load_marks, save_marks
+from faithlab.traces import Trace
+
+
+class Annotator:
+    """The buttons and the file behind them. `box` is the widget; `marked` what has been saved so far.
+
+    Raises `FaithlabError` without ipywidgets, without a trace that can be marked, or for a file that holds no marks.
+    """
+
+    def __init__(self, traces: Sequence[Trace], path: str | Path, *, annotator: str = "anonymous"):
+        try:
+            import ipywidgets
+        except ImportError as error:
+            raise FaithlabError(
+                "the buttons need ipywidgets (pip install ipywidgets); without it, use faithlab.marks.write_sheet"
+            ) from error
+        self.traces = [t for t in traces if t.answered and t.reasoning_text]
+        if not self.traces:
+            raise FaithlabError("none of these traces has a reasoning and an answer, so there is nothing to mark")
+        self.path, self.annotator, self.widgets = Path(path), annotator, ipywidgets
+        self.marked: dict[tuple[str, str], Marked] = {}
+        if self.path.exists():
+            self.marked = {(m.question, m.reasoning): m for m in load_marks(self.path)}
+        done = [i for i, t in enumerate(self.traces) if self._key(t) in self.marked]
+        self.at = min(set(range(len(self.traces))) - set(done), default=0)
+        self.tokens: list[Any] = []
+        self.box = ipywidgets.VBox()
+        self._fill()
+
+    @staticmethod
+    def _key(trace: Trace) -> tuple[str, str]:
+        return str((trace.problem or {}).get("question") or trace.prompt_text), trace.reasoning_text
+
+    def _fill(self) -> None:
+        """Buttons of the reasoning that is shown now."""
+        w, trace = self.widgets, self.traces[self.at]
+        question, _ = self._key(trace)
+        known = self.marked.get(self._key(trace))
+        marked = known.tokens(trace).tolist() if known else [False] * (trace.reasoning.stop - trace.reasoning.start)
+        fit = dict(width="auto", min_width="1.6em", margin="1px")
+        self.tokens = [
+            w.ToggleButton(value=bool(on), description=piece.strip() or "·", layout=w.Layout(**fit))
+            for piece, on in zip(trace.pieces[trace.reasoning], marked, strict=True)
+        ]
+        self.back, self.next = (w.Button(description=text) for text in ("back", "save and next"))
+        self.back.on_click(lambda _: self.go(-1))
+        self.next.on_click(lambda _: self.go(1))
+        count = w.Label(f"{self.at + 1} of {len(self.traces)}; {len(self.marked)} saved in {self.path}")
+        text = [
+            w.Label(question),
+            w.Label(f"answer: {trace.answer_text}"),
+            w.Label("Which of these does it depend on?"),
+        ]
+        row = w.HBox(self.tokens, layout=w.Layout(flex_flow="row wrap"))
+        self.box.children = [*text, row, w.HBox([self.back, self.next, count])]
+
+    def save(self) -> Marked:
+        """Keep what is pressed now; neighbouring tokens make one mark."""
+        trace = self.traces[self.at]
+        question, reasoning = self._key(trace)
+        raw = trace.text_of("reasoning")
+        here = -(len(raw) - len(raw.lstrip()))
+        marks: list[list[int]] = []
+        joined = False
+        for button, piece in zip(self.tokens, trace.pieces[trace.reasoning], strict=True):
+            start, end = here + len(piece) - len(piece.lstrip()), min(here + len(piece), len(reasoning))
+            here += len(piece)
+            if button.value and start < end:
+                if joined:
+                    marks[-1][1] = end
+                else:
+                    marks.append([max(0, start), end])
+            joined = button.value and start < end
+        found = Marked(question, reasoning, trace.answer_text, tuple((a, b) for a, b in marks), self.annotator)
+        self.marked[self._key(trace)] = found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_marks(self.marked.values(), self.path)
+        return found
+
+    def go(self, step: int) -> None:
+        """Save, and show the reasoning `step` further."""
+        self.save()
+        self.at = (self.at + step) % len(self.traces)
+        self._fill()
+
+    def show(self) -> Any:
+        """The widget, for the last line of a cell."""
+        return self.box

@@ -1,0 +1,197 @@
+"""Marks by people (`faithlab.marks`) beside the scores: do they agree, and can a policy be paid for agreeing?
+
+agreement     how well each score finds what people marked: AUROC and Cohen's kappa
+MarksReward   the share of an answer's dependence that rests on what people marked, for `reward_funcs` of TRL
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from faithlab import ranking, tasks, trust
+from faithlab.errors import FaithlabError
+from faithlab.intervals import mean_interval
+from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
+from faithlab.models import load_reasoner
+from faithlab.rewards import completion_text, problems_of
+from faithlab.rollouts import prompt_ids, rollouts_of
+from faithlab.tasks.fewshot import for_task
+from faithlab.token_scores import score
+from faithlab.traces import Trace
+
+SCORES = ("saliency_answer", "cut_answer", "flow", "fai", "waad", "received", "random")
+
+
+def kappa(one: Sequence[bool], other: Sequence[bool]) -> float:
+    """Cohen's kappa of two yes-or-no judgements of the same items: (agreement - chance) / (1 - chance), at most 1.
+
+    0 is what chance gives. NaN for no items, or where both say the same of everything.
+    """
+    a, b = (np.asarray(v, dtype=bool) for v in (one, other))
+    if a.shape != b.shape:
+        raise FaithlabError(f"{a.shape} and {b.shape} judgements cannot be compared; give one each")
+    if not a.size:
+        return float("nan")
+    agreement = (a == b).mean()
+    chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+    return float((agreement - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def agreement(reasoner, marked: Sequence[Marked], scores: Sequence[str] = SCORES, *, seed: int = 0) -> pd.DataFrame:
+    """How well scores of the reasoner find what people marked: one row a score, mean over marked reasonings.
+
+    `auroc`: the chance that a marked token scores above an unmarked one (0.5 by chance), with a bootstrap interval.
+    `kappa`: Cohen's kappa of the marks and as many tokens with the highest scores. Reasonings without a mark, or all
+    marked, are left out, and `n` says how many remained.
+    """
+    traces = [m.trace(reasoner) for m in marked]
+    truth = [m.tokens(t) for m, t in zip(marked, traces, strict=True)]
+    usable = [i for i, t in enumerate(truth) if t.any() and not t.all() and traces[i].answered]
+    if not usable:
+        raise FaithlabError("no marked reasoning to compare with: mark some tokens, and not all, of at least one")
+    rows = []
+    for name in scores:
+        values = score(name, reasoner, [traces[i] for i in usable], seed=seed)
+        areas = [ranking.auroc(v, truth[i]) for v, i in zip(values, usable, strict=True)]
+        kappas = [kappa(_highest(v, int(truth[i].sum())), truth[i]) for v, i in zip(values, usable, strict=True)]
+        where = mean_interval(areas, seed=seed)
+        row = dict(score=name, auroc=where.value, low=where.low, high=where.high)
+        rows.append(row | dict(kappa=float(np.nanmean(kappas)), n=where.n))
+    return pd.DataFrame(rows)
+
+
+def _highest(values: Tensor, k: int) -> Bool[Tensor, " token"]:
+    """The k tokens with the highest score; ties go to the earlier one, NaN comes last."""
+    order = torch.nan_to_num(-values, nan=torch.inf).argsort(stable=True)
+    out = torch.zeros(len(values), dtype=torch.bool)
+    out[order[:k]] = True
+    return out
+
+
+class MarksReward:
+    """A reward of people's marks: the share of the answer's dependence that rests on what they marked; in [0, 1].
+
+    For a rollout of a question that has marks: `sum_{j in M} s[j] / sum_j s[j]`, s the score of its reasoning tokens
+    under the policy as it is now (negative ones count 0), M the tokens that belong to a marked phrase, wherever that
+    stands in this rollout. 0 where none of the phrases occurs or nothing is depended on; None (not scorable) for
+    questions without marks and for rollouts without an answer or a reasoning.
+
+    Args: `reasoner`, the policy with its tokenizer; `marked`, of which several may be of one question; `score`, one of
+    `token_scores.names()`. Questions are matched by the data-set column `question`.
+    """
+
+    def __init__(self, reasoner, marked: Sequence[Marked], *, score: str = "cut_answer"):
+        self.reasoner, self.score, self.__name__ = reasoner, score, "marks"
+        self.phrases: dict[str, set[str]] = {}
+        for m in marked:
+            self.phrases.setdefault(m.question, set()).update(filter(None, m.phrases))
+
+    def __call__(self, prompts, completions, completion_ids=None, **columns) -> list[float | None]:
+        problems = problems_of(columns, len(completions))
+        if any("question" not in p for p in problems):
+            raise FaithlabError("MarksReward finds marks by the question: the data set needs a column 'question'")
+        if completion_ids is None:
+            completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
+        ids = [prompt_ids(self.reasoner.tokenizer, p) for p in prompts]
+        return self.of_traces(rollouts_of(self.reasoner, ids, completion_ids, problems))
+
+    def of_traces(self, traces: Sequence[Trace]) -> list[float | None]:
+        """The reward of each trace, whose `problem` holds the question."""
+        rewards: list[float | None] = [None] * len(traces)
+        usable = [i for i, t in enumerate(traces) if self._phrases(t.problem) and t.answered and t.reasoning_text]
+        values = score(self.score, self.reasoner, [traces[i] for i in usable]) if usable else []
+        for i, s in zip(usable, values, strict=True):
+            s = torch.nan_to_num(s).clamp(min=0)
+            marked = self._marked(traces[i])
+            total = float(s.sum())
+            rewards[i] = float(s[marked].sum()) / total if total > 0 else 0.0
+        return rewards
+
+    def _phrases(self, problem: Mapping | None) -> set[str]:
+        return self.phrases.get((problem or {}).get("question", ""), set())
+
+    def _marked(self, trace: Trace) -> list[int]:
+        """The reasoning tokens that belong to a marked phrase; a phrase is found as whole words only."""
+        found: set[int] = set()
+        for phrase in self._phrases(trace.problem):
+            for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", trace.reasoning_text):
+                found.update(trace.tokens_between(*match.span()))
+        return sorted(p - trace.reasoning.start for p in found)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `faithlab feedback`."""
+    parser.description = __doc__
+    add = parser.add_argument
+    add("action", choices=list(ACTIONS), help="what to do")
+    add("names", nargs="*", metavar="REASONER|FILE", help="reasoners that write (sheet, form), or files to read")
+    add("--task", default="stories", help="which problems (default: stories)")
+    add("--n", type=int, default=20, help="how many problems (default: 20)")
+    add("--seed", type=int, default=0)
+    add("--reasoner", default="abacus", help="agree: whose scores (default: abacus)")
+    add("--annotator", default="anonymous", help="agree: whose marks a sheet holds")
+    add("--key", help="trust: the form's key.json")
+    add("--output", default="runs/feedback", help="sheet, form: folder for the files (default: runs/feedback)")
+
+
+def _written(name: str, args: argparse.Namespace) -> list[Trace]:
+    reasoner = for_task(load_reasoner(name), args.task)
+    problems = tasks.load(args.task, split="test", n=args.n, seed=args.seed)
+    return reasoner.generate(problems, seed=args.seed, progress=True)
+
+
+def _sheet(args: argparse.Namespace) -> None:
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    traces = [t for name in args.names or ["abacus"] for t in _written(name, args)]
+    print("written: " + ", ".join(map(str, write_sheet(traces, folder / "sheet.txt"))))
+
+
+def _planted(args: argparse.Namespace) -> None:
+    path = Path(args.output) / "planted.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    marked = from_truth([t for name in args.names or ["abacus"] for t in _written(name, args)])
+    save_marks(marked, path)
+    print(f"written: {path}, {len(marked)} reasonings")
+
+
+def _agree(args: argparse.Namespace) -> None:
+    marked: list[Marked] = []
+    for name in args.names:
+        path = Path(name)
+        found = load_marks(path) if path.suffix == ".jsonl" else read_sheet(path, args.annotator)
+        if path.suffix != ".jsonl":
+            save_marks(found, path.with_suffix(".marks.jsonl"))
+        marked += found
+    print(agreement(load_reasoner(args.reasoner), marked, seed=args.seed).round(3).to_string(index=False))
+
+
+def _form(args: argparse.Namespace) -> None:
+    traces = {name: _written(name, args) for name in args.names}
+    print("written: " + ", ".join(map(str, trust.write_form(traces, args.output, seed=args.seed))))
+
+
+def _trust(args: argparse.Namespace) -> None:
+    if args.key is None:
+        raise FaithlabError("the form does not say who wrote what: give its --key key.json")
+    print(trust.trust_table(trust.read_form(args.names, args.key), seed=args.seed).round(3).to_string(index=False))
+
+
+ACTIONS = {"sheet": _sheet, "planted": _planted, "agree": _agree, "form": _form, "trust": _trust}
+
+
+def command(args: argparse.Namespace) -> int:
+    """Carry out `faithlab feedback` and return its exit status."""
+    if not args.names and args.action not in ("sheet", "planted"):
+        raise FaithlabError(f"nothing to {args.action}; see faithlab feedback --help for examples")
+    ACTIONS[args.action](args)
+    return 0

@@ -1,0 +1,235 @@
+"""What people mark and rate: papers out, papers in, agreement, and a reward made of marks."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faithlab import tasks, trust
+from faithlab.annotator import Annotator
+from faithlab.cli import main
+from faithlab.errors import FaithlabError
+from faithlab.feedback import MarksReward, agreement, kappa
+from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
+from faithlab.models import load_reasoner
+
+QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
+REASONING = "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears."
+
+
+@pytest.fixture(scope="module")
+def abacus():
+    return load_reasoner("abacus")
+
+
+@pytest.fixture(scope="module")
+def traces(abacus):
+    return abacus.generate(tasks.load("stories", split="test", n=6, seed=5, hops=(2, 2)), temperature=0)
+
+
+def marked(*words):
+    spans = [(REASONING.rindex(w), REASONING.rindex(w) + len(w)) for w in words]
+    return Marked(QUESTION, REASONING, "7", tuple(sorted(spans)))
+
+
+def test_marks_find_their_tokens(abacus):
+    m = marked("7", "3 + 4")
+    trace = m.trace(abacus)
+    texts = [trace.pieces[trace.reasoning.start + i].strip() for i in m.tokens(trace).nonzero().flatten()]
+    assert texts == ["3", "+", "4", "7"] and m.phrases == ["3 + 4", "7"]
+
+
+@pytest.mark.parametrize("marks", [((5, 5),), ((0, 999),), ((5, 8), (6, 9)), ((1, 2, 3),)])
+def test_marks_out_of_place_are_refused(marks):
+    with pytest.raises(FaithlabError, match="does not lie in order"):
+        Marked(QUESTION, REASONING, "7", marks)
+
+
+def test_marks_survive_the_file(tmp_path):
+    path = tmp_path / "marks.jsonl"
+    save_marks([marked("7"), marked()], path)
+    assert load_marks(path) == [marked("7"), marked()]
+    path.write_text(path.read_text() + '{"question": 1}\n')
+    with pytest.raises(FaithlabError, match="line 3"):
+        load_marks(path)
+    with pytest.raises(FaithlabError, match="cannot read"):
+        load_marks(tmp_path / "none")
+
+
+def test_planted_marks_are_the_values_that_the_answer_rests_on(traces, abacus):
+    for m, t in zip(from_truth(traces), traces, strict=True):
+        needed = {f["value"] for f in t.problem["truth"]["facts"] if f["on_path"]}
+        assert {int(p) for p in m.phrases} == needed
+        assert m.tokens(t).sum() == len(m.marks)
+
+
+def test_sheet_comes_back_as_it_was_marked(traces, tmp_path):
+    path, _ = write_sheet(traces, tmp_path / "sheet.txt")
+    text, truth = path.read_text(), from_truth(traces)
+    for m in truth:  # mark by hand what the truth says
+        done = m.reasoning
+        for start, end in reversed(m.marks):
+            done = done[:start] + "[[" + done[start:end] + "]]" + done[end:]
+        text = text.replace(f"\n{m.reasoning}\n", f"\n{done}\n")
+    path.write_text(text.replace("=== 2\n", "=== 2 skip\n"))
+    found = read_sheet(path, "planted truth")
+    assert found == [m for i, m in enumerate(truth) if i != 1]
+    with pytest.raises(FaithlabError, match="may hold somebody's marks"):
+        write_sheet(traces, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.replace("pears", "plums", 3).replace("coins", "plums").replace("=== 1", "=== 1", 1),
+            "was changed at",
+        ),
+        (lambda t: t.replace("reasoning:\n", "reasoning:\n[[", 1), "never closed"),
+        (lambda t: t.replace("reasoning:\n", "reasoning:\n]]", 1), "without a [[ before it"),
+        (lambda t: t.replace("reasoning:\n", "reasoning:\n[[[[", 1), "inside of another"),
+        (lambda t: t.replace("=== 3", "=== 33"), "reasoning 3 is missing"),
+    ],
+)
+def test_a_sheet_that_was_spoilt_is_named(traces, tmp_path, change, message):
+    path, keep = write_sheet(traces, tmp_path / "sheet.txt")
+    if message == "was changed at":
+        handed = json.loads(keep.read_text())
+        path.write_text(path.read_text().replace(handed[0]["reasoning"], handed[0]["reasoning"][:-5] + "xx"))
+    else:
+        path.write_text(change(path.read_text()))
+    with pytest.raises(FaithlabError, match=message.replace("[", r"\[")):
+        read_sheet(path)
+
+
+def test_a_sheet_refuses_its_own_signs_and_nothing_to_mark(abacus, traces, tmp_path):
+    with pytest.raises(FaithlabError, match="nothing to mark"):
+        write_sheet([abacus.trace(QUESTION, "", "7")], tmp_path / "a.txt")
+    odd = traces[0].__class__(**{**vars(traces[0]), "pieces": tuple("[[" for _ in traces[0].pieces)})
+    with pytest.raises(FaithlabError, match="own signs"):
+        write_sheet([odd], tmp_path / "b.txt")
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_kappa_by_hand():
+    # 2x2 table 20, 5, 10, 15 of the textbooks: agreement 0.7, chance 0.5
+    one = [1] * 20 + [1] * 5 + [0] * 10 + [0] * 15
+    other = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert kappa(one, other) == pytest.approx(0.4)
+    assert np.isnan(kappa([], [])) and np.isnan(kappa([1, 1], [1, 1]))
+    with pytest.raises(FaithlabError, match="cannot be compared"):
+        kappa([1], [1, 0])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
+def test_kappa_is_symmetric_and_one_for_the_same(pairs):
+    a, b = zip(*pairs, strict=True)
+    assert kappa(a, b) == pytest.approx(kappa(b, a), nan_ok=True)
+    assert kappa(a, a) == 1 or len(set(a)) == 1
+    value, flipped = kappa(a, b), kappa(a, [not v for v in b])
+    assert np.isnan(value) or value <= 1 + 1e-12
+    assert np.isnan([value, flipped]).any() or value * flipped <= 1e-12  # turned round, agreement becomes dissent
+
+
+def test_agreement_puts_the_truth_s_own_tokens_above_chance(abacus, traces):
+    table = agreement(abacus, from_truth(traces), ["cut_answer", "random"]).set_index("score")
+    assert table.loc["cut_answer", "auroc"] > table.loc["random", "auroc"]
+    assert (table["n"] == len(traces)).all() and table["kappa"].between(-1, 1).all()
+    with pytest.raises(FaithlabError, match="no marked reasoning"):
+        agreement(abacus, [marked()])
+
+
+def test_marks_reward_is_the_share_that_rests_on_marked_phrases(abacus, monkeypatch):
+    reward = MarksReward(abacus, [marked("7")])
+    trace = abacus.trace({"question": QUESTION}, REASONING, "7")
+    s = torch.zeros(trace.reasoning.stop - trace.reasoning.start)
+    sevens = [i for i, p in enumerate(trace.pieces[trace.reasoning]) if p.strip() == "7"]
+    s[sevens[0]], s[0], s[1] = 3.0, 1.0, -5.0
+    monkeypatch.setattr("faithlab.feedback.score", lambda name, reasoner, traces: [s for _ in traces])
+    assert reward.of_traces([trace]) == [pytest.approx(0.75)]
+    assert MarksReward(abacus, [marked("Ben")]).of_traces([trace]) == [0.0]
+    assert MarksReward(abacus, []).of_traces([trace]) == [None]
+
+
+def test_marks_reward_serves_a_trl_trainer(abacus):
+    reward = MarksReward(abacus, [marked("7")])
+    prompt = abacus.format.prompt(QUESTION, abacus.tokenizer)
+    completions = [f" {REASONING}\nAnswer: 7", f" {REASONING}", " Ada has 3 pears.\nAnswer: 3"]
+    ends = [abacus.tokenizer.eos_token_id]
+    ids = [abacus.ids(c) + ends for c in completions]
+    values = reward([prompt] * 3, completions, ids, question=[QUESTION, QUESTION, "another"])
+    assert values[0] > 0.5 and values[1:] == [None, None]
+    assert reward.__name__ == "marks"
+    with pytest.raises(FaithlabError, match="column 'question'"):
+        reward([prompt], completions[:1], ids[:1], answer=["7"])
+
+
+def test_annotator_saves_goes_on_and_joins_neighbours(traces, tmp_path):
+    path = tmp_path / "deep" / "marks.jsonl"
+    first = Annotator(traces, path, annotator="ada")
+    for button in first.tokens[2:4] + first.tokens[6:7]:
+        button.value = True
+    first.next.click()
+    assert first.at == 1 and len(first.box.children[3].children) == len(first.tokens)
+    [saved] = load_marks(path)
+    assert saved.annotator == "ada" and len(saved.marks) == 2
+    assert saved.tokens(traces[0]).nonzero().flatten().tolist() == [2, 3, 6]
+    again = Annotator(traces, path)
+    assert again.at == 1
+    again.back.click()
+    assert [i for i, b in enumerate(again.tokens) if b.value] == [2, 3, 6] and again.show() is again.box
+    with pytest.raises(FaithlabError, match="nothing to mark"):
+        Annotator([], path)
+
+
+def test_trust_form_hides_who_wrote_and_reads_back(traces, tmp_path):
+    form, key = trust.write_form({"a": traces, "b": traces}, tmp_path)
+    table, who = pd.read_csv(form, dtype=str), json.loads(key.read_text())
+    assert "a" not in table.columns and len(table) == 12 == len(who)
+    assert [who[i]["reasoner"] for i in table["id"]] != ["a"] * 6 + ["b"] * 6
+    table["trust"] = [str(5 if who[i]["reasoner"] == "b" else 1 + (who[i]["problem"] % 2)) for i in table["id"]]
+    table.to_csv(form, index=False)
+    result = trust.trust_table(trust.read_form([form], key)).set_index("reasoner")
+    assert result.loc["b", "trust"] == 5 and result.loc["a", "trust"] == 1.5
+    assert result.loc["b", "difference"] == 3.5 and result.loc["b", "p_holm"] == pytest.approx(2 / 2**6)
+    assert np.isnan(result.loc["a", "difference"])
+    with pytest.raises(FaithlabError, match="may hold somebody's ratings"):
+        trust.write_form({"a": traces}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rating", "message"), [("6", "no whole number from 1 to 5"), ("good", "no whole"), ("", "no rat")]
+)
+def test_ratings_that_are_none(traces, tmp_path, rating, message):
+    form, key = trust.write_form({"a": traces[:1]}, tmp_path)
+    pd.read_csv(form, dtype=str).assign(trust=rating).to_csv(form, index=False)
+    with pytest.raises(FaithlabError, match=message):
+        trust.read_form([form], key)
+
+
+def test_trust_form_wants_the_same_problems(traces, tmp_path):
+    for given_ in ({"a": traces, "b": traces[:2]}, {}, {"a": []}):
+        with pytest.raises(FaithlabError, match="same problems"):
+            trust.write_form(given_, tmp_path)
+
+
+def test_commands(tmp_path, capsys):
+    out = str(tmp_path)
+    assert main(["feedback", "sheet", "--n", "2", "--output", out]) == 0
+    sheet = tmp_path / "sheet.txt"
+    handed = json.loads(sheet.with_suffix(".json").read_text())
+    text = sheet.read_text()
+    for row in handed:
+        text = text.replace(row["reasoning"], "[[" + row["reasoning"][:8] + "]]" + row["reasoning"][8:])
+    sheet.write_text(text)
+    assert main(["feedback", "agree", str(sheet), "--annotator", "ada"]) == 0
+    assert "saliency_answer" in capsys.readouterr().out
+    assert [m.annotator for m in load_marks(tmp_path / "sheet.marks.jsonl")] == ["ada"] * len(handed)
+    assert main(["feedback", "form", "abacus", "--n", "2", "--output", out]) == 0
+    assert main(["feedback", "trust", str(tmp_path / "form.csv")]) == 2
+    assert "--key" in capsys.readouterr().err
+    assert main(["feedback", "agree"]) == 2
