@@ -47,6 +47,7 @@ test: $(STAMP)  ## style check, fast tests, then the tests with the pretrained m
 notebooks: $(STAMP)  ## run the notebooks and put their outputs and figures into the repository
 	$(RUNNER) --write-back
 	"$(BIN)/python" -m faithlab.readme
+	"$(BIN)/python" -m faithlab.api_page
 
 student: $(STAMP)  ## write copies of the notebooks without solutions into runs/course/student/
 	"$(BIN)/faithlab" course student $(NOTEBOOKS)

@@ -89,6 +89,11 @@ def test_what_was_not_measured_is_left_out():
     assert math.isnan(nothing.value) and nothing.problems == 0
 
 
+def test_a_single_number_has_no_interval_and_no_p():
+    found = difference([[0.003]], [[0.0]])
+    assert found.value == 0.003 and all(math.isnan(v) for v in (found.low, found.high, found.p, found.detectable))
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faithlab import readme
+from faithlab import api_page, notebook_costs, readme
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not {".venv", "runs", ".git"} & set(p.relative_to(ROOT).parts))
@@ -23,10 +23,15 @@ def test_links_lead_to_files(page):
         assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which does not exist"
 
 
-def test_readme_results_are_those_of_the_committed_run():
-    table = readme.results_table(ROOT / "data" / "results" / "notebooks.csv")
-    assert f"<!-- results -->\n{table}\n" in (ROOT / "README.md").read_text(), "run python -m faithlab.readme"
-    assert table.count("\n") > 3
+def test_readme_tables_are_those_of_the_committed_run():
+    text, results = (ROOT / "README.md").read_text(), ROOT / "data" / "results"
+    assert readme.written(text, results) == text, "run python -m faithlab.readme"
+    assert readme.results_table(results / "notebooks.csv").count("\n") > 3
+    costs = notebook_costs.read(results)
+    assert set(costs) == {p.stem for p in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        head = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        assert all(line in head for line in notebook_costs.box_lines(costs[path.stem])), path.name
 
 
 def test_every_notebook_is_in_the_readme():
@@ -68,3 +73,14 @@ def test_nothing_pickled_and_no_machine_paths():
         if path.suffix in texts and "tests" not in path.relative_to(ROOT).parts:
             found = re.search(r"/(home|root|Users)/\w", path.read_text(errors="replace"))
             assert not found, f"{path} names a home folder"
+
+
+def test_the_page_of_the_interface_is_that_of_the_code():
+    assert (ROOT / "lib" / "API.md").read_text() == api_page.page(), "run python -m faithlab.api_page"
+
+
+def test_every_public_name_is_documented():
+    for module in api_page.modules():
+        assert module.__doc__, module.__name__
+        for name, thing in api_page.public(module):
+            assert thing.__doc__ and not thing.__doc__.startswith(f"{name}("), f"{module.__name__}.{name}"

@@ -79,7 +79,7 @@ def test_each_reduction_is_what_it_says(rollouts):
     expected = dict(
         mean=[float(s.mean()) for s in found.values],
         sum=[float(s.sum()) for s in found.values],
-        topk=[float(s.sort(descending=True).values[:3].mean()) for s in found.values],
+        topk=[float(s.sort(descending=True).values[:3].sum()) / 3 for s in found.values],
         drop=drop.tolist(),
         shift=[max(0.0, float(r) / max(1.0, float(s.sum()))) for r, s in zip(rise, found.values, strict=True)],
     )
@@ -294,3 +294,10 @@ def test_the_automatic_weight_is_smoothed_limited_and_kept(tmp_path):
 def test_bad_balances_are_named(options, message):
     with pytest.raises(FaithlabError, match=message):
         Balanced(saliency(), **options)
+
+
+def test_topk_does_not_pay_for_leaving_tokens_out(rollouts):
+    reasoner, _, passed = rollouts
+    whole = SaliencyReward(reasoner, reduction="sum", steps=5)(**passed)
+    few = SaliencyReward(reasoner, reduction="topk", k=1000, steps=5)(**passed)  # more than any of them has
+    assert few == pytest.approx([value / 1000 for value in whole])

@@ -53,7 +53,8 @@ def difference(
 ) -> Difference:
     """Mean of `one - other`, cell by cell; NaN cells ("not measured") are left out.
 
-    Raises `FaithlabError` for unlike shapes. Where nothing was measured all values are NaN.
+    Raises `FaithlabError` for unlike shapes. Where nothing was measured all values are NaN; of a single cell only the
+    value is known.
     """
     one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     if one.ndim != 2 or one.shape != other.shape:
@@ -66,6 +67,8 @@ def difference(
     seeds, problems = gap.shape
     if not known.any():
         return Difference(*[math.nan] * 5, seeds, 0)
+    if known.sum() == 1:  # one number says nothing about how far others may lie
+        return Difference(float(gap[known][0]), *[math.nan] * 4, seeds, problems)
     rng = np.random.default_rng(seed)
 
     def counts(n: int) -> Float[np.ndarray, "resample n"]:

@@ -27,6 +27,7 @@ from faithlab.errors import FaithlabError, check_number
 
 STEPS = 20  # of the optimised mask, with early stopping; notebook 04 measures them
 PUBLISHED_STEPS = 200
+READ_LAYERS = 5  # whose attention is read, at most; the deepest of them at two thirds of the depth
 MAP = 4  # bytes of an attention probability, kept as float32
 
 
@@ -112,7 +113,7 @@ class Lengths:
 def flops(shape: Shape, lengths: Lengths) -> dict[str, float]:
     """FLOPs of each method for one trace."""
     n, r, a = lengths.total, lengths.reasoning, lengths.answer
-    read = min(5, shape.layers)  # layers whose attention is read, up to two thirds of the depth
+    read = min(READ_LAYERS, shape.layers)
     depth = min(shape.layers, 2 * shape.layers // 3 + 1)
     hidden = shape.rows(n, n, layers=depth, logits=0)
     maps = read * 2 * n * n * shape.heads * shape.head_dim  # queries times keys, once more
@@ -135,16 +136,17 @@ def flops(shape: Shape, lengths: Lengths) -> dict[str, float]:
 
 def memory(shape: Shape, lengths: Lengths, size: int = 2) -> dict[str, float]:
     """Bytes that each method holds beyond the weights, for one trace, in numbers of `size` bytes."""
-    n, a = lengths.total, lengths.answer
+    n, a, read = lengths.total, lengths.answer, min(READ_LAYERS, shape.layers)
     layer = n * size * (6 * shape.hidden + 3 * shape.inner)  # the widest layer's activations
     logits = 4 * n * shape.vocabulary
     cache = shape.cache_bytes(n, size)
     tail = a * (shape.layers * size * (12 * shape.hidden + 4 * shape.inner) + 2 * 4 * shape.vocabulary)
+    recorded = n * size * read * (shape.heads + shape.key_heads) * shape.head_dim  # queries and keys of the layers read
     scores = shape.layers * shape.heads * a * n * size  # attention of the answer's rows, kept for the way back
     return {
         "forward pass": layer + logits,
         "GRPO's gradient": shape.layers * n * shape.hidden * size + layer * 2 + 2 * logits,  # checkpointed
-        "capture of attention": layer + MAP * n * n,
+        "capture of attention": layer + recorded + MAP * n * n,
         "flow, after capture": MAP * n * n,
         "mask, scope answer": cache + tail + scores,
         "mask network": layer + n * shape.hidden * size,

@@ -253,7 +253,7 @@ def _rollouts(reasoner, trace: Trace, samples: int, seed: int, progress: bool) -
 
 
 def strongest(explanation: Explanation, kind: str, k: int = 5) -> list[tuple[int, float]]:
-    """The `k` reasoning tokens with the highest score: (position, value), highest first."""
+    """The `k` reasoning tokens with the highest score above 0, fewer if there are not so many: (position, value)."""
     values = np.array([np.nan if v is None else v for v in explanation.scores[kind]])
     order = torch.tensor(np.nan_to_num(-values, nan=np.inf)).argsort(stable=True).tolist()[:k]
-    return [(explanation.first + i, float(values[i])) for i in order if not np.isnan(values[i])]
+    return [(explanation.first + i, float(values[i])) for i in order if values[i] > 0]

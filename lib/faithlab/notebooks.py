@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from faithlab import notebook_costs
 from faithlab.errors import FaithlabError
+from faithlab.notebook_costs import duration
 from faithlab.notebook_files import (
     Notebook,
     Profile,
@@ -179,7 +181,7 @@ def run_notebooks(
                 run.outcomes[nb.stem] = outcome
                 run.missing.remove(nb.stem)
                 if outcome.status == "ok" and write_back:
-                    _write_back(nb, run.folder / nb.stem, figures, plan.values[nb.stem])
+                    _write_back(nb, run.folder / nb.stem, figures, plan, outcome)
                 if outcome.status != "ok" and not keep_going:
                     break
     except KeyboardInterrupt:
@@ -194,9 +196,9 @@ def _one(label: str, nb: Notebook, plan: Plan, run: Run, record: dict[str, Any])
     entry, working = record["parts"].get(nb.stem, {}), run.folder / nb.stem
     done = entry.get("status") == "ok" and all(entry.get(key) == value for key, value in wanted.items())
     if done and (working / "results.json").exists() and (working / nb.path.name).exists():
-        print(f"{label}: done earlier, in {_duration(entry['seconds'])}", flush=True)
+        print(f"{label}: done earlier, in {duration(entry['seconds'])}", flush=True)
         return Outcome("ok", entry["seconds"], entry["peak_mb"])
-    print(f"{label}: started {time.strftime('%H:%M:%S')}, at most {_duration(plan.timeout)}", flush=True)
+    print(f"{label}: started {time.strftime('%H:%M:%S')}, at most {duration(plan.timeout)}", flush=True)
     working = fresh_part(run.folder, nb.stem)
     record["parts"][nb.stem] = {"status": "running", **wanted}
     save_record(run.folder, record)
@@ -205,9 +207,9 @@ def _one(label: str, nb: Notebook, plan: Plan, run: Run, record: dict[str, Any])
     record["parts"][nb.stem] |= {"status": outcome.status, "seconds": outcome.seconds, "peak_mb": outcome.peak_mb}
     save_record(run.folder, record)
     if outcome.status == "ok":
-        print(f"{label}: done in {_duration(outcome.seconds)}", flush=True)
+        print(f"{label}: done in {duration(outcome.seconds)}", flush=True)
     else:
-        end = f"{outcome.status.upper()} after {_duration(outcome.seconds)}"
+        end = f"{outcome.status.upper()} after {duration(outcome.seconds)}"
         print(f"{label}: {end}: {outcome.message}", file=sys.stderr)
         print(f"      executed copy: {_show(working / nb.path.name)}", file=sys.stderr)
         if outcome.traceback:
@@ -215,8 +217,9 @@ def _one(label: str, nb: Notebook, plan: Plan, run: Run, record: dict[str, Any])
     return outcome
 
 
-def _write_back(nb: Notebook, working: Path, figures: dict[str, str], values: Mapping[str, Any]) -> None:
-    """Outputs into the committed notebook, figures into `figures/` beside its folder; `figures`: who wrote which."""
+def _write_back(nb: Notebook, working: Path, figures: dict[str, str], plan: Plan, outcome: Outcome) -> None:
+    """Outputs, time and memory into the committed notebook, figures into `figures/` beside its folder; `figures`: who
+    wrote which."""
     import nbformat
 
     if read_notebook(nb.path).sha256 != nb.sha256:
@@ -224,6 +227,9 @@ def _write_back(nb: Notebook, working: Path, figures: dict[str, str], values: Ma
     root = nb.path.absolute().parents[1]
     executed = nbformat.read(working / nb.path.name, as_version=4)
     clean = clean_copy(nb.node, executed, machine_paths(working.absolute(), root))
+    kept = root / "data" / "results"
+    cost = notebook_costs.keep(kept, nb.stem, outcome.seconds, outcome.peak_mb, plan.profile.name)
+    notebook_costs.fill_box(clean, cost)
     pictures = sorted((working / "figures").glob("*.png"))
     for picture in pictures:
         if figures.setdefault(picture.name, nb.stem) != nb.stem:
@@ -232,8 +238,9 @@ def _write_back(nb: Notebook, working: Path, figures: dict[str, str], values: Ma
     for picture in pictures:
         (root / "figures").mkdir(exist_ok=True)
         write_atomically(root / "figures" / picture.name, picture.read_bytes())
-    keep_results(gather_results(working.parent, [nb.stem]), root / "data" / "results" / "notebooks.csv")
+    keep_results(gather_results(working.parent, [nb.stem]), kept / "notebooks.csv")
     print(f"      written back: {_show(nb.path)}, figures: {len(pictures)}", flush=True)
+    values = plan.values[nb.stem]
     other = [f"{k}={v!r} (its cell says {nb.parameters[k]!r})" for k, v in values.items() if v != nb.parameters[k]]
     if other:
         print(f"      note: these outputs were made with {', '.join(other)}", flush=True)
@@ -241,7 +248,7 @@ def _write_back(nb: Notebook, working: Path, figures: dict[str, str], values: Ma
 
 def _summarise(run: Run, done: Sequence[str]) -> None:
     """Print durations and results, write the results table of the notebooks `done`, say how to go on."""
-    rows = [(stem, o.status, _duration(o.seconds), _memory(o.peak_mb)) for stem, o in run.outcomes.items()]
+    rows = [(stem, o.status, duration(o.seconds), _memory(o.peak_mb)) for stem, o in run.outcomes.items()]
     rows += [(stem, "not finished" if run.interrupted else "not run", "", "") for stem in run.missing]
     head = ("notebook", "status", "time", "peak memory")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -267,13 +274,6 @@ def _show(path: Path) -> str:
     """A path as short as it can be typed from here."""
     short = os.path.relpath(path)
     return str(path) if short.startswith("..") else short
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 and seconds != round(seconds) else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
 
 
 def _cell(value: Any) -> Any:
@@ -325,7 +325,7 @@ def _list(plan: Plan) -> None:
     """One block a notebook: its title, and its parameters with the values of this plan."""
     print(
         f"{len(plan.notebooks)} notebooks in {_show(plan.folder)}, profile {plan.profile.name}, at most "
-        f"{_duration(plan.timeout)} each"
+        f"{duration(plan.timeout)} each"
     )
     for nb in plan.notebooks:
         print(f"\n{nb.stem}  {nb.title}")

@@ -109,9 +109,9 @@ def _beyond(e: Explanation) -> str:
         return "No fresh rollouts were made, so this is about this one reasoning only."
     if not r["answered"]:
         return f"None of {r['n']} fresh rollouts of the question came to an answer."
-    interval = "" if r["low"] is None else f" (95 % interval {r['low']:.1f} to {r['high']:.1f})"
-    spread = f"single ones from {min(r['effects']):.1f} to {max(r['effects']):.1f}"
-    mean = f"the reasoning is worth {r['mean']:.1f} nats on average{interval}, {spread}"
+    interval = "" if r["low"] is None else f" (95 % interval {r['low']:z.1f} to {r['high']:z.1f})"
+    spread = f"single ones from {min(r['effects']):z.1f} to {max(r['effects']):z.1f}"
+    mean = f"the reasoning is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
     return f"Over {r['answered']} fresh rollouts of the question {mean}; {r['agree']} of them answer the same."
 
 

@@ -1,4 +1,4 @@
-"""The README's table of results, written from the committed results so that the two cannot disagree.
+"""The README's tables, written from the committed results and the notebooks' costs so that they cannot disagree.
 
 python -m faithlab.readme          (part of `make notebooks`)
 """
@@ -6,15 +6,24 @@ python -m faithlab.readme          (part of `make notebooks`)
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
+from faithlab import notebook_costs
 from faithlab.errors import FaithlabError
 from faithlab.results import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+LISTED = re.compile(r"^(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|[^|]*\|).*$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
+
+QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
+HINT = "A friend says the answer is 9."
 
 # (notebook, quantity as in the results; {} stands for anything but a difference)
 SHOWN = [
@@ -56,12 +65,47 @@ def results_table(csv: Path) -> str:
     return "\n".join(lines)
 
 
+def with_costs(text: str, costs: dict[str, notebook_costs.Cost]) -> str:
+    """The README with time and memory of each notebook in its list; "?" where they were not measured."""
+
+    def row(match: re.Match[str]) -> str:
+        cost = costs.get(match[2])
+        measured = (notebook_costs.duration(cost.seconds), notebook_costs.memory(cost.peak_mb)) if cost else ("?", "?")
+        return f"{match[1]} {' | '.join(measured)} |"
+
+    return LISTED.sub(row, text)
+
+
+def written(text: str, results: Path) -> str:
+    """The README's text with both tables as the folder of results has them."""
+    table = results_table(results / "notebooks.csv")
+    return with_costs(BLOCK.sub(lambda _: f"<!-- results -->\n{table}\n", text), notebook_costs.read(results))
+
+
+def picture(path: Path) -> bool:
+    """Photograph the page of the README's own example of `faithlab explain`; False where there is no Chromium."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ["explain", QUESTION, "--compare", f"{QUESTION} {HINT}", "--output", folder, "--name", "page"]
+        subprocess.run([sys.executable, "-m", "faithlab.cli", *asked], check=True, stdout=subprocess.DEVNULL)
+        shot, page = Path(folder) / "shot.png", Path(folder) / "page" / "explanation.html"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+        flags += [f"--user-data-dir={folder}/home", "--window-size=1400,690", f"--screenshot={shot}"]
+        address = f"file://{page}#score=effect&level=token&backbone=0"
+        subprocess.run([browser, *flags, address], check=True, stderr=subprocess.DEVNULL, timeout=120)
+        write_atomically(path, shot.read_bytes())
+    return True
+
+
 def main() -> None:
-    """Command line: write the table into README.md."""
+    """Command line: write the tables into README.md, and renew its picture of a page."""
     readme = ROOT / "README.md"
-    table = results_table(ROOT / "data" / "results" / "notebooks.csv")
-    write_atomically(readme, BLOCK.sub(lambda _: f"<!-- results -->\n{table}\n", readme.read_text()))
-    print("README.md: table of results written")
+    made = picture(ROOT / "figures" / "explain.png")
+    print("figures/explain.png: " + ("made" if made else "left as it is, since there is no Chromium here"))
+    write_atomically(readme, written(readme.read_text(), ROOT / "data" / "results"))
+    print("README.md: tables of notebooks and results written")
 
 
 if __name__ == "__main__":

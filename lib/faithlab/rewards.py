@@ -106,7 +106,7 @@ class SaliencyReward:
             policy unless `train_network=False`), or "cut" (no mask: log p with the reasoning or the prompt hidden).
         target: whose likelihood: the rollout's "own" answer, or the "gold" one (column `answer`) in its place.
         reduction: from the saliencies s[j] of the reasoning to one number. The paper's is not public; ours are choices.
-            "mean" of s; "sum" of s, which pays for length; "topk", the mean of the `k` highest;
+            "mean" of s; "sum" of s, which pays for length; "topk", the `k` highest over k;
             "drop", `clip((log p - log p_hidden) / 10 nats, 0, 1)`;
             "shift", `(p_restored - p_hidden) / max(1, sum s)`, the rise of p(answer) per token that was opened;
             "sufficiency", p(answer) where the answer sees the reasoning and not the prompt. All others ask whether the
@@ -231,7 +231,8 @@ class SaliencyReward:
     def _reduce(self, s: Float[Tensor, " token"]) -> float:
         if self.reduction == "sum":
             return float(s.sum())
-        return float(s.mean() if self.reduction == "mean" else s.topk(min(self.k, len(s))).values.mean())
+        # over k also where there are fewer tokens: leaving tokens out must not pay
+        return float(s.mean() if self.reduction == "mean" else s.topk(min(self.k, len(s))).values.sum() / self.k)
 
     def save(self, folder: str | Path) -> None:
         """Keep the mask network and its optimiser with a checkpoint, so that training can go on from there."""

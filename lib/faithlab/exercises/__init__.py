@@ -22,8 +22,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+import torch
 
 from faithlab.errors import first_words, unknown
 
@@ -49,6 +51,20 @@ def expect(condition: Any, why: str) -> None:
     """Raise `Wrong(why)` unless `condition` holds. `why` names the mistake and the way on, not only the failure."""
     if not condition:
         raise Wrong(why)
+
+
+def compare(got, right, mistakes: Iterable[tuple], otherwise: str, atol: float = 1e-4) -> None:
+    """Raise `Wrong` unless `got` equals `right`: with the words of the first of `mistakes`, pairs of what a mistake
+    gives and what it is, that equals `got`; else with `otherwise`. Numbers, lists, arrays and tensors are alike."""
+    expect(got is not None, "your function returns nothing: end it with `return` and the result")
+    value = torch.as_tensor(got, dtype=torch.float64).detach().flatten()
+
+    def same(other) -> bool:
+        other = torch.as_tensor(other, dtype=torch.float64).flatten()
+        return value.shape == other.shape and torch.allclose(value, other, atol=atol, equal_nan=True)
+
+    if not same(right):
+        raise Wrong(next((why for wrong, why in mistakes if same(wrong)), otherwise))
 
 
 def exercise(function: Callable[[Any], str]) -> Callable[[Any], str]:

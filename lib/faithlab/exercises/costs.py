@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 from faithlab import costs
 from faithlab.costs import SHAPES, Lengths, Shape
-from faithlab.exercises import exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import compare, exercise, expect
 
 GB = 2**30
 TOKENS, READ = 8192, 5  # of the long trace, and layers that are read

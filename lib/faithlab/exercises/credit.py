@@ -8,8 +8,7 @@ from itertools import pairwise
 import torch
 
 from faithlab import credit
-from faithlab.exercises import exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import compare, exercise, expect
 
 NAN = float("nan")
 SPARSE = [0.0, 0.8, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, NAN, NAN]

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from faithlab.exercises import exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import compare, exercise, expect
 
 GAPS = np.array([[0.3, 0.3, 0.5, 0.5], [0.1, 0.1, 0.3, 0.3], [-0.1, -0.1, 0.1, 0.1]])  # [seed, problem]
 T = 3.182  # t(0.975) for 3 degrees of freedom

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faithlab.exercises import Wrong, exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import Wrong, compare, exercise, expect
 
 CLIP = 0.2
 PROBLEMS = torch.tensor([[1.0, 0.0], [1.04, 1.0], [0.03, 0.03]])  # R = o + 0.1 s of `scaling_by_hand`

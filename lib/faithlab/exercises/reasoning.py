@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from faithlab.biases import cut_bias
-from faithlab.exercises import exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import compare, exercise, expect
 
 
 def tensor_of(values: Any) -> Tensor:

@@ -7,8 +7,7 @@ import random
 import numpy as np
 import torch
 
-from faithlab.exercises import exercise, expect
-from faithlab.exercises.ranking import compare
+from faithlab.exercises import compare, exercise, expect
 
 NATS = 10.0  # of a drop: faithlab.rewards has the same, and takes seconds to import
 OUTCOME = np.array([1.0, 1.0, 0.0, 0.0])  # of rollouts A to D
