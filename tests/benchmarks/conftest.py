@@ -3,6 +3,7 @@
 `BENCH_DRY=1 make bench` prints the table and leaves `data/results/bench.json` as it is: for a machine that is busy.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -43,12 +44,15 @@ def rows():
 
 
 @pytest.fixture
-def bench(rows):
-    """`bench(name, ours, plain, unit=, aim=)` times one comparison."""
-    return lambda *args, **options: rows.append(harness.compare(*args, **options))
+def bench_row(rows, request):
+    """`bench_row(row)` takes a row that was measured by other means than time."""
+    node = request.node
+    file = Path(node.path).relative_to(HERE.parents[1])
+    command = f"python -m pytest {file} -m '' -s -k '{node.name}'"
+    return lambda row: rows.append(dataclasses.replace(row, command=command))
 
 
 @pytest.fixture
-def bench_row(rows):
-    """`bench_row(row)` takes a row that was measured by other means than time."""
-    return rows.append
+def bench(bench_row):
+    """`bench(name, ours, plain, unit=, aim=)` times one comparison."""
+    return lambda *args, **options: bench_row(harness.compare(*args, **options))

@@ -37,6 +37,7 @@ class Row:
     high: float
     rounds: int
     aim: float | None
+    command: str = ""  # that measures this row again
 
     @property
     def verdict(self) -> str:
