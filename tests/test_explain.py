@@ -136,7 +136,7 @@ def test_verdicts(seen, hidden, name, words):
 
 
 def test_the_rule_s_errors_are_counted_where_truth_is_known(abacus):
-    table = verdict.calibrate(abacus, n=20)
+    table = verdict.calibrate(abacus, n=12)
     assert table.groupby("origin")["share"].sum().tolist() == pytest.approx([1, 1])
     shares = table.set_index(["origin", "verdict"])["share"]
     assert shares["copied", "decoration"] > 0.9 and shares["reasoned", "needed"] > 0.8

@@ -31,6 +31,7 @@ def trained():
 @pytest.mark.parametrize("scope", ["answer", "all"])
 def test_it_finds_the_token_that_the_answer_is_read_from(trained, scope):
     reasoner, traces = trained
+    traces = traces[:12] if scope == "all" else traces  # which takes ten times as long
     found = optimise_mask(reasoner.model, traces, scope=scope)
     hits = sum(bool(planted(t).decisive[v.argmax()]) for t, v in zip(traces, found.values, strict=True))
     assert hits >= 0.75 * len(traces), f"the most salient token is the decisive one in {hits} of {len(traces)} traces"

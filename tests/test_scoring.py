@@ -236,10 +236,10 @@ def test_any_text_gets_a_score_in_time(text):
 )  # fmt: skip
 def test_long_repetitive_texts_take_linear_time(unit):
     text = unit * (100_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     scores(text)
     scores("\\boxed{" + text)
-    assert time.perf_counter() - start < 2, "measured: 0.1 s; a quadratic pattern takes minutes"
+    assert time.process_time() - start < 5, "measured: 0.1 s; a quadratic pattern takes minutes"
 
 
 def test_values_that_are_no_text_are_read_as_text():

@@ -101,6 +101,7 @@ def trained():
     return reasoner, traces[96:128], network, log
 
 
+@pytest.mark.training
 def test_the_network_learns_to_open_what_the_answer_needs(trained):
     reasoner, traces, network, log = trained
     early, late = (sum(step["loss"] for step in part) for part in (log[:6], log[-6:]))

@@ -22,6 +22,8 @@ from faithlab.errors import FaithlabError
 from faithlab.mask_network import MaskNetwork
 from faithlab.models import load_reasoner
 
+pytestmark = pytest.mark.training
+
 SMALL = Arm(
     name="small", problems={"hops": [1, 2], "hint": {"none": 0.5, "weak": 0.5}}, steps=4, prompts=4, rollouts=4,
     max_completion_length=96, save_every=2, keep_rollouts_every=2, test_problems=4,

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),
     "feedback": ("faithlab.feedback", "papers for people: mark what matters, rate trust; and what comes of them"),
+    "harness": ("faithlab.harness", "accuracy by the conventions of lm-eval, and a cross-check against it"),
     "notebooks": ("faithlab.notebooks", "run the notebooks of the course headless, with checks"),
     "course": ("faithlab.course", "copies for students and teachers; grade what was handed in"),
 }

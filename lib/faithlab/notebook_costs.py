@@ -6,12 +6,11 @@ them into the box at the notebook's head; `faithlab.readme` puts them into the R
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from faithlab.results import write_atomically
 
@@ -37,11 +36,13 @@ def duration(seconds: float) -> str:
 
 def memory(peak_mb: float | None) -> str:
     """Megabytes in words."""
-    return "not measured" if peak_mb is None or pd.isna(peak_mb) else f"{peak_mb / 1000:.1f} GB"
+    return "not measured" if peak_mb is None or math.isnan(peak_mb) else f"{peak_mb / 1000:.1f} GB"
 
 
 def keep(folder: Path, stem: str, seconds: float, peak_mb: float | None, profile: str) -> Cost:
     """Put a notebook's cost into the table in `folder`, in place of an earlier one."""
+    import pandas as pd  # late, so that `faithlab notebooks --help` answers at once
+
     cost = Cost(round(seconds), None if peak_mb is None else round(peak_mb), os.cpu_count() or 1, profile)
     path = folder / FILE
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["notebook", *Cost._fields])
@@ -53,6 +54,8 @@ def keep(folder: Path, stem: str, seconds: float, peak_mb: float | None, profile
 
 def read(folder: Path) -> dict[str, Cost]:
     """The kept costs, by notebook."""
+    import pandas as pd
+
     path = folder / FILE
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     return {r.pop("notebook"): Cost(**r) for r in rows}
