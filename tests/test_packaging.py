@@ -91,8 +91,8 @@ def test_make_run_passes_its_options_on():
 
 def test_make_test_covers_every_marker_that_is_on():
     out = dry_run("test")
-    assert '-m "not slow and not gpu and not hub and not smollm2 and not notebooks"' in out
-    assert '-m "not slow and not gpu and not hub and (smollm2 or notebooks)"' in out
+    assert '-m "not slow and not gpu and not hub and not smollm2 and not notebooks and not training"' in out
+    assert '-m "not slow and not gpu and not hub and (smollm2 or notebooks or training)"' in out
     assert "ruff" in out and "pip install" not in out
 
 
