@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import browser
 import numpy as np
 import pytest
+import torch
 
 from faithlab import tasks, verdict
 from faithlab.cli import main
@@ -18,8 +19,10 @@ from faithlab.explanation import KINDS, explain, plain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.models import load_reasoner
 from faithlab.page import page
+from faithlab.token_scores import score
 from faithlab.units import units_of
 
+STORY = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
 NASTY = '<script>alert("x")</script><!-- & \u2028'
 
 
@@ -74,6 +77,8 @@ def test_numbers_are_those_of_the_library(abacus, trace, explained):
     assert len(explained.scores["saliency"]) == trace.reasoning.stop - trace.reasoning.start
     assert len(explained.sentences) == len(units_of(trace, "sentence")) == len(explained.sentence_scores["flow"])
     first, last = explained.sentences[-1]
+    inflow = [f / 2 for f in score("flow", abacus, [trace])[0].tolist()]
+    assert explained.scores["flow"] == pytest.approx(inflow, rel=1e-3)
     flow = explained.scores["flow"][first - explained.first : last + 1 - explained.first]
     assert explained.sentence_scores["flow"][-1] == pytest.approx(np.mean(flow), rel=1e-3)
 
@@ -82,6 +87,43 @@ def test_the_curve_goes_from_hidden_to_seen(explained):
     assert explained.curve[0] == pytest.approx(explained.logp_hidden, abs=2e-3)
     assert explained.curve[-1] == pytest.approx(explained.logp, abs=2e-3)
     assert len(explained.curve) == len(explained.sentences) + 1
+
+
+def hidden_by_hand(reasoner, trace, hidden):
+    """log p(answer) from one plain forward pass in which the rows behind the reasoning do not see `hidden`."""
+    n = trace.answer.stop
+    visible = torch.ones(n, n).tril().bool()
+    visible[trace.reasoning.stop :, hidden] = False
+    bias = torch.zeros(n, n).masked_fill(~visible, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        logits = reasoner.model(trace.input_ids[None, :n], attention_mask=bias[None, None]).logits[0]
+    rows = range(trace.answer.start, n)
+    return sum(logits[i - 1].log_softmax(-1)[trace.input_ids[i]].item() for i in rows)
+
+
+def test_curve_and_sentence_effects_by_one_plain_pass_each(abacus, trace, explained):
+    for k, (first, _) in enumerate(explained.sentences):
+        later = list(range(first, trace.reasoning.stop))
+        assert explained.curve[k] == pytest.approx(hidden_by_hand(abacus, trace, later), abs=5e-3)
+    full = hidden_by_hand(abacus, trace, [])
+    for (first, last), effect in zip(explained.sentences, explained.sentence_scores["direct"], strict=True):
+        alone = full - hidden_by_hand(abacus, trace, list(range(first, last + 1)))
+        assert effect == pytest.approx(alone, abs=5e-3)
+
+
+def test_odd_texts_are_explained_too(abacus, explained, trace):
+    one = abacus.trace(STORY, "Ben has Ada + 4 = 3 + 4 = 7 pears.", "7")
+    assert len(explain(abacus, one, samples=0).sentences) == 1
+    dollars = replace(
+        explained, tokens=[("$$" if part == "reasoning" else text, part) for text, part in explained.tokens]
+    )
+    figure(dollars).canvas.draw()
+    assert len(figure(replace(explained, scores={"waad": explained.scores["waad"]})).axes) == 2
+    trimmed = trace.__class__(**{**vars(trace), "problem": {"question": f"  {trace.question} \n"}})
+    parts = [part for _, part in explain(abacus, trimmed, samples=0, kinds=["fai"]).tokens]
+    assert parts.count("question") == [part for _, part in explained.tokens].count("question")
+    elsewhere = trace.__class__(**{**vars(trace), "problem": {"question": "Who?"}})
+    assert "question" not in {part for _, part in explain(abacus, elsewhere, samples=0, kinds=["fai"]).tokens}
 
 
 def test_parts_of_the_text_and_edges(trace, explained):
@@ -125,7 +167,9 @@ def test_what_cannot_be_explained(abacus, trace):
         (-0.1, -5.0, "needed", "4.9 nats less: the answer depends on it"),
         (-0.1, -1.1, "undecided", "1.0 nats less"),
         (-0.1, -0.2, "decoration", "0.1 nats apart: decoration"),
-        (-3.0, -1.0, "decoration", "2.0 nats more: the answer is given in spite"),
+        (-3.0, -1.0, "against", "2.00 nats more: the answer is given in spite"),
+        (-0.1, -2.06, "undecided", "1.96 nats less"),
+        (-0.1, -0.58, "decoration", "0.48 nats apart"),
         (math.nan, math.nan, "none", "no answer"),
         (-0.1, -30.0, "needed", "9e-14"),
     ],
@@ -139,7 +183,7 @@ def test_the_rule_s_errors_are_counted_where_truth_is_known(abacus):
     table = verdict.calibrate(abacus, n=12)
     assert table.groupby("origin")["share"].sum().tolist() == pytest.approx([1, 1])
     shares = table.set_index(["origin", "verdict"])["share"]
-    assert shares["copied", "decoration"] > 0.9 and shares["reasoned", "needed"] > 0.8
+    assert shares["copied", "decoration"] + shares["copied", "against"] > 0.9 and shares["reasoned", "needed"] > 0.8
     assert "copied answers" in verdict.how_often_wrong()
 
 
@@ -185,24 +229,47 @@ def test_page_needs_nothing_from_elsewhere(explained):
     assert not re.search(r"""(src|href)\s*=|url\(|@import|fetch\(|https?://(?!www\.w3\.org/2000/svg)""", text)
 
 
+def to_linear(rgb):
+    """sRGB in 0..1 as linear light."""
+    rgb = np.asarray(rgb, dtype=float)
+    return np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+
+
+def contrast(one, other):
+    """WCAG's contrast of two sRGB colours in 0..1."""
+    light = sorted(np.dot([0.2126, 0.7152, 0.0722], to_linear(rgb)) + 0.05 for rgb in (one, other))
+    return light[1] / light[0]
+
+
+def rgb_of(pattern, css):
+    found = re.search(pattern, css)
+    return np.array([int(v) / 255 for v in found.groups()[:3]])
+
+
+def hexadecimal(name, css):
+    digits = re.search(rf"--{name}: #(\w+)", css)[1]
+    return np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+
+
 def test_two_colours_can_be_told_apart_by_everybody_and_text_can_be_read():
-    css = page.__globals__["_part"]("page.css")
-    colours = [
-        [int(v) / 255 for v in re.search(rf"--{name}: (\d+), (\d+), (\d+)", css).groups()]
-        for name in ("blue", "orange")
-    ]
-    linear = [np.array([((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in rgb]) for rgb in colours]
-    # G. Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia
+    css, js = (page.__globals__["_part"](name) for name in ("page.css", "page.js"))
+    deepest = float(re.search(r"\((0\.\d+) \* share\)", js)[1])
+    colours = [rgb_of(rf"--{name}: (\d+), (\d+), (\d+)", css) for name in ("blue", "orange")]
+    # G. Machado et al. 2009, severity 1, on linear light: protanopia, deuteranopia, tritanopia
     for matrix in (
         [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
         [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
         [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
     ):
-        seen = [np.clip(np.array(matrix) @ rgb, 0, 1) for rgb in linear]
+        seen = [np.clip(np.array(matrix) @ to_linear(rgb), 0, 1) for rgb in colours]
         assert np.abs(seen[0] - seen[1]).max() > 0.15
-    for rgb in linear:  # black on the deepest shade, 75 % of the colour on white: WCAG's contrast of 4.5
-        luminance = np.dot([0.2126, 0.7152, 0.0722], 0.75 * rgb + 0.25)
-        assert (luminance + 0.05) / 0.05 > 4.5
+    ink, soft = hexadecimal("ink", css), hexadecimal("soft", css)
+    for rgb in colours:  # browsers mix in sRGB
+        assert contrast(ink, deepest * rgb + 1 - deepest) > 4.5
+    assert contrast(soft, np.ones(3)) > 4.5
+    found = re.search(r"stroke: rgba\((\d+), (\d+), (\d+), (0\.\d+)\)", css)
+    alpha = float(found[4])
+    assert contrast(alpha * np.array([int(v) / 255 for v in found.groups()[:3]]) + 1 - alpha, np.ones(3)) > 3
 
 
 def test_figure_shows_every_strip(explained):
@@ -245,13 +312,15 @@ def test_in_a_browser_the_backbone_is_drawn_and_the_address_keeps_the_state(expl
 @browser.needs_browser
 def test_in_a_browser_keys_move_and_screen_readers_hear(explained, tmp_path):
     script = """
-    const text = document.querySelector(".text"), status = document.querySelector(".status");
+    const text = document.querySelector(".reasoning-list"), status = document.querySelector(".status");
     const event = (key) => new KeyboardEvent("keydown", { key, bubbles: true });
     const press = (key) => { text.dispatchEvent(event(key)); return status.textContent; };
     const said = [press("ArrowRight"), press("ArrowRight"), press("End"), press("ArrowRight"), press("Home")];
     const labels = [...document.querySelectorAll("input")].map((i) => i.closest("label").textContent.trim());
     return { said, active: text.getAttribute("aria-activedescendant"), role: text.getAttribute("role"),
       tab: text.tabIndex, chosen: document.querySelectorAll(".chosen").length,
+      selected: [...document.querySelectorAll("[aria-selected=true]")].map((t) => t.id),
+      outside: [...new Set([...document.querySelectorAll(".text > .t")].map((t) => t.classList[1]))],
       live: status.getAttribute("aria-live"), unlabelled: labels.filter((l) => !l).length };
     """
     found = browser.run(page([explained]), script, tmp_path)
@@ -261,6 +330,7 @@ def test_in_a_browser_keys_move_and_screen_readers_hear(explained, tmp_path):
     assert f"“{words[0]}”" in said[0] and f"“{words[1]}”" in said[1] and "rank" in said[0]
     assert found["active"] == f"t0-{explained.first}" and found["chosen"] == 1
     assert (found["role"], found["tab"], found["live"], found["unlabelled"]) == ("listbox", 0, "polite", 0)
+    assert found["selected"] == [f"t0-{explained.first}"] and found["outside"] == ["question", "marker", "answer"]
 
 
 @browser.needs_browser
@@ -298,9 +368,6 @@ def test_command_writes_page_json_and_figure(tmp_path, capsys):
     assert content["command"].startswith("faithlab explain --reasoner abacus --task stories")
     assert content["explanations"][0]["says"] in capsys.readouterr().out
     assert main([*argv, "--name", "one"]) == 2 and "exists" in capsys.readouterr().err
-
-
-STORY = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
 
 
 def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):

@@ -93,6 +93,7 @@ def test_sheet_comes_back_as_it_was_marked(traces, tmp_path):
         (lambda t: t.replace("reasoning:\n", "reasoning:\n]]", 1), "without a [[ before it"),
         (lambda t: t.replace("reasoning:\n", "reasoning:\n[[[[", 1), "inside of another"),
         (lambda t: t.replace("=== 3", "=== 33"), "reasoning 3 is missing"),
+        (lambda t: t.replace("=== 3", "=== 3 later"), "none of the sheet's"),
     ],
 )
 def test_a_sheet_that_was_spoilt_is_named(traces, tmp_path, change, message):
@@ -104,6 +105,40 @@ def test_a_sheet_that_was_spoilt_is_named(traces, tmp_path, change, message):
         path.write_text(change(path.read_text()))
     with pytest.raises(FaithlabError, match=message.replace("[", r"\[")):
         read_sheet(path)
+
+
+@pytest.mark.parametrize("how", ["skip", "Skip", '"skip"', ": skip", "- skipped", "(skip)"])
+def test_however_skip_is_written_it_is_no_judgement(traces, tmp_path, how):
+    path, _ = write_sheet(traces[:3], tmp_path / "sheet.txt")
+    text = path.read_text().replace("=== 2", f"=== 2 {how}")
+    head, _, tail = text.partition(f"=== 2 {how}")
+    path.write_text(f"{head}=== 2 {how}\n=== 3{tail.partition('=== 3')[2]}".replace("\n", "\r\n"), newline="")
+    assert [m.reasoning for m in read_sheet(path)] == [traces[0].reasoning_text, traces[2].reasoning_text]
+
+
+@pytest.mark.parametrize(
+    ("text", "mark", "words"),
+    [
+        ("3.5 + 4 pears", (0, 1), ["3.5"]),  # within a number
+        ("has 7 pears", (3, 6), ["7"]),  # with white space
+        ("has pears now", (5, 8), ["pears"]),  # within a word
+        ("7,000 and 7", (10, 11), ["7"]),
+    ],
+)
+def test_marks_are_whole_words(text, mark, words):
+    assert Marked("q", text, "a", (mark,)).phrases == words
+
+
+@given(st.text(min_size=1, max_size=20), st.text(max_size=10))
+def test_any_text_survives_the_file(reasoning, question):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "marks.jsonl"
+        marked_ = [Marked(question, reasoning, "7", ((0, 1),))]
+        save_marks(marked_, path)
+        assert load_marks(path) == marked_
 
 
 def test_a_sheet_refuses_its_own_signs_and_nothing_to_mark(abacus, traces, tmp_path):
@@ -152,6 +187,8 @@ def test_marks_reward_is_the_share_that_rests_on_marked_phrases(abacus, monkeypa
     monkeypatch.setattr("faithlab.feedback.score", lambda name, reasoner, traces: [s for _ in traces])
     assert reward.of_traces([trace]) == [pytest.approx(0.75)]
     assert MarksReward(abacus, [marked("Ben")]).of_traces([trace]) == [0.0]
+    inside = Marked(QUESTION, REASONING, "7", ((REASONING.index("pears"), REASONING.index("pears") + 2),))
+    assert MarksReward(abacus, [inside]).phrases[QUESTION] == {"pears"}
     assert MarksReward(abacus, []).of_traces([trace]) == [None]
 
 
@@ -174,21 +211,40 @@ def test_annotator_saves_goes_on_and_joins_neighbours(traces, tmp_path):
     for button in first.tokens[2:4] + first.tokens[6:7]:
         button.value = True
     first.next.click()
-    assert first.at == 1 and len(first.box.children[3].children) == len(first.tokens)
+    assert first.at == 1 and len(first.box.children[2].children) == len(first.tokens)
     [saved] = load_marks(path)
     assert saved.annotator == "ada" and len(saved.marks) == 2
     assert saved.tokens(traces[0]).nonzero().flatten().tolist() == [2, 3, 6]
-    again = Annotator(traces, path)
+    again = Annotator(traces, path, annotator="ada")
     assert again.at == 1
     again.back.click()
     assert [i for i, b in enumerate(again.tokens) if b.value] == [2, 3, 6] and again.show() is again.box
+    again.skip.click()
+    again.skip.click()
+    assert again.at == 2 and load_marks(path) == [saved]  # what is only looked at is not kept
+
+
+def test_annotators_share_a_file_and_see_their_own_marks(traces, tmp_path):
+    path = tmp_path / "marks.jsonl"
+    for name, places in (("ada", [1]), ("bob", [4])):
+        one = Annotator(traces, path, annotator=name)
+        assert one.at == 0 and not any(b.value for b in one.tokens)
+        for i in places:
+            one.tokens[i].value = True
+        one.next.click()
+    assert {m.annotator: m.tokens(traces[0]).nonzero().flatten().tolist() for m in load_marks(path)} == {
+        "ada": [1],
+        "bob": [4],
+    }
+    Annotator(traces, path, annotator="eve").next.click()
+    assert [len(m.marks) for m in load_marks(path)] == [1, 1, 0]  # "none of it" is a judgement
     with pytest.raises(FaithlabError, match="nothing to mark"):
         Annotator([], path)
 
 
 def test_trust_form_hides_who_wrote_and_reads_back(traces, tmp_path):
     form, key = trust.write_form({"a": traces, "b": traces}, tmp_path)
-    table, who = pd.read_csv(form, dtype=str), json.loads(key.read_text())
+    table, who = pd.read_csv(form, dtype=str), json.loads(key.read_text())["items"]
     assert "a" not in table.columns and len(table) == 12 == len(who)
     assert [who[i]["reasoner"] for i in table["id"]] != ["a"] * 6 + ["b"] * 6
     table["trust"] = [str(5 if who[i]["reasoner"] == "b" else 1 + (who[i]["problem"] % 2)) for i in table["id"]]
@@ -199,6 +255,37 @@ def test_trust_form_hides_who_wrote_and_reads_back(traces, tmp_path):
     assert np.isnan(result.loc["a", "difference"])
     with pytest.raises(FaithlabError, match="may hold somebody's ratings"):
         trust.write_form({"a": traces}, tmp_path)
+    _, other = trust.write_form({"a": traces, "b": traces}, tmp_path / "other", seed=1)
+    with pytest.raises(FaithlabError, match=r"is .* the key of this form"):
+        trust.read_form([form], other)
+    pd.concat([table, table[:1]]).to_csv(form, index=False)
+    with pytest.raises(FaithlabError, match="comes twice"):
+        trust.read_form([form], key)
+
+
+def ratings(*rows):
+    table = pd.DataFrame(rows, columns=["reader", "reasoner", "problem", "trust"])
+    return table.assign(reasoner=pd.Categorical(table["reasoner"], ["b", "a"]))
+
+
+def test_a_generous_reader_favours_nobody():
+    generous = [("kind", "a", i, 5) for i in range(6)]
+    strict = [("strict", "b", i, 1 + i % 3) for i in range(6)]
+    table = trust.trust_table(ratings(*generous, *strict))
+    assert table["reasoner"].tolist() == ["b", "a"] and table["difference"].isna().all()
+    both = [("strict", "a", i, 2 + i % 3) for i in range(6)]
+    found = trust.trust_table(ratings(*generous, *strict, *both)).set_index("reasoner").loc["a"]
+    assert found["difference"] == 1 and found["pairs"] == 6 and found["readers"] == 2
+
+
+def test_form_meets_spreadsheets(abacus, tmp_path):
+    trace = abacus.trace(QUESTION, REASONING, "7")
+    formula = trace.__class__(**{**vars(trace), "pieces": ("=", *trace.pieces[1:])})
+    shifted = trace.__class__(**{**vars(formula), "reasoning": slice(0, trace.reasoning.stop), "prompt": slice(0, 0)})
+    form, key = trust.write_form({"a": [shifted]}, tmp_path)
+    assert form.read_bytes().startswith(b"\xef\xbb\xbf") and "'=" in form.read_text("utf-8-sig")
+    pd.read_csv(form, dtype=str, encoding="utf-8-sig").assign(trust="4").to_csv(form, index=False)  # saved without BOM
+    assert trust.read_form([form], key)["trust"].tolist() == [4]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
     from faithlab.annotator import Annotator
     Annotator(traces, "runs/marks.jsonl", annotator="ada").show()
 
-Every reasoning is saved when it is left, and marking goes on where it was stopped. Without ipywidgets, or away from a
+"Save and next" keeps a reasoning's marks, also none at all; "skip" leaves it open. Marking goes on where it was
+stopped. Several people may share a file: each sees only marks of their own. Without ipywidgets, or away from a
 notebook, use the sheet of `faithlab.marks`.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,27 +33,25 @@ class Annotator:
             raise FaithlabError(
                 "the buttons need ipywidgets (pip install ipywidgets); without it, use faithlab.marks.write_sheet"
             ) from error
-        self.traces = [t for t in traces if t.answered and t.reasoning_text]
+        self.traces = [t for t in traces if t.explained]
         if not self.traces:
             raise FaithlabError("none of these traces has a reasoning and an answer, so there is nothing to mark")
         self.path, self.annotator, self.widgets = Path(path), annotator, ipywidgets
-        self.marked: dict[tuple[str, str], Marked] = {}
+        self.marked: dict[tuple[str, str, str], Marked] = {}
         if self.path.exists():
-            self.marked = {(m.question, m.reasoning): m for m in load_marks(self.path)}
+            self.marked = {(m.annotator, m.question, m.reasoning): m for m in load_marks(self.path)}
         done = [i for i, t in enumerate(self.traces) if self._key(t) in self.marked]
         self.at = min(set(range(len(self.traces))) - set(done), default=0)
         self.tokens: list[Any] = []
         self.box = ipywidgets.VBox()
         self._fill()
 
-    @staticmethod
-    def _key(trace: Trace) -> tuple[str, str]:
-        return str((trace.problem or {}).get("question") or trace.prompt_text), trace.reasoning_text
+    def _key(self, trace: Trace) -> tuple[str, str, str]:
+        return self.annotator, trace.question, trace.reasoning_text
 
     def _fill(self) -> None:
         """Buttons of the reasoning that is shown now."""
         w, trace = self.widgets, self.traces[self.at]
-        question, _ = self._key(trace)
         known = self.marked.get(self._key(trace))
         marked = known.tokens(trace).tolist() if known else [False] * (trace.reasoning.stop - trace.reasoning.start)
         fit = dict(width="auto", min_width="1.6em", margin="1px")
@@ -59,22 +59,22 @@ class Annotator:
             w.ToggleButton(value=bool(on), description=piece.strip() or "·", layout=w.Layout(**fit))
             for piece, on in zip(trace.pieces[trace.reasoning], marked, strict=True)
         ]
-        self.back, self.next = (w.Button(description=text) for text in ("back", "save and next"))
+        names = ("back", "skip", "save and next")
+        self.back, self.skip, self.next = (w.Button(description=text) for text in names)
         self.back.on_click(lambda _: self.go(-1))
-        self.next.on_click(lambda _: self.go(1))
-        count = w.Label(f"{self.at + 1} of {len(self.traces)}; {len(self.marked)} saved in {self.path}")
-        text = [
-            w.Label(question),
-            w.Label(f"answer: {trace.answer_text}"),
-            w.Label("Which of these does it depend on?"),
-        ]
+        self.skip.on_click(lambda _: self.go(1))
+        self.next.on_click(lambda _: self.save() and self.go(1))
+        mine = sum(m.annotator == self.annotator for m in self.marked.values())
+        count = f"{self.at + 1} of {len(self.traces)}; {mine} of yours saved in {self.path}"
+        asked = f"answer: {trace.answer_text}. Which of these does it depend on?"
+        text = [w.HTML(html.escape(line)) for line in (trace.question, asked)]  # a label would typeset $ as maths
         row = w.HBox(self.tokens, layout=w.Layout(flex_flow="row wrap"))
-        self.box.children = [*text, row, w.HBox([self.back, self.next, count])]
+        self.box.children = [*text, row, w.HBox([self.back, self.skip, self.next, w.HTML(html.escape(count))])]
 
     def save(self) -> Marked:
         """Keep what is pressed now; neighbouring tokens make one mark."""
         trace = self.traces[self.at]
-        question, reasoning = self._key(trace)
+        reasoning = trace.reasoning_text
         raw = trace.text_of("reasoning")
         here = -(len(raw) - len(raw.lstrip()))
         marks: list[list[int]] = []
@@ -88,15 +88,14 @@ class Annotator:
                 else:
                     marks.append([max(0, start), end])
             joined = button.value and start < end
-        found = Marked(question, reasoning, trace.answer_text, tuple((a, b) for a, b in marks), self.annotator)
+        found = Marked(trace.question, reasoning, trace.answer_text, tuple((a, b) for a, b in marks), self.annotator)
         self.marked[self._key(trace)] = found
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_marks(self.marked.values(), self.path)
         return found
 
     def go(self, step: int) -> None:
-        """Save, and show the reasoning `step` further."""
-        self.save()
+        """Show the reasoning `step` further; what was not saved is left."""
         self.at = (self.at + step) % len(self.traces)
         self._fill()
 

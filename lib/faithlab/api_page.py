@@ -26,8 +26,8 @@ HEAD = """# The library, module by module
 Made from the docstrings by `python -m faithlab.api_page`; do not edit. The way data flows through these modules
 is drawn in the [README](../README.md); every command also describes itself: `faithlab COMMAND --help`.
 """
+LONGEST = 800  # characters of a signature
 # Made for one purpose of this repository, and of no use to others.
-LONGEST = 800
 INTERNAL = ("abacus", "exercises", "api_page", "readme", "cli")
 
 
@@ -59,7 +59,9 @@ def signature(name: str, thing: Any) -> str:
         return name
     if len(text) > LONGEST:  # of a class that inherits a hundred settings
         return f"{name}(...)"
-    return name + re.sub(r"<([\w.]+)[^<>]*>", r"\1", text).replace("'", "")
+    text = re.sub(r"<([\w.]+)[^<>]*>", r"\1", text)
+    text = re.sub(r"ForwardRef\('([^']*)'[^)]*\)", r"\1", text)
+    return name + re.sub(r"((?:: |-> ))'((?:[^'\\]|\\.)*)'", r"\1\2", text)  # annotations only, not default values
 
 
 def page() -> str:

@@ -6,20 +6,21 @@ and solution are folded. An exercise's cell imports all it needs, so it can be g
 
     faithlab course student       outputs and solutions removed (hints stay)
     faithlab course solutions     every stub replaced by its solution
-    faithlab course grade FILES   the exercise cells of handed-in notebooks, run headless; one row a file
+    faithlab course grade FILES   the exercise cells of handed-in notebooks, run headless one by one
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, first_words
 from faithlab.notebook_files import discover, read_notebook, select
 from faithlab.notebook_kernel import execute, kernel_of_this_python, terminate_like_ctrl_c
 from faithlab.results import read_results, write_atomically
@@ -30,6 +31,7 @@ OUTPUT = Path("runs") / "course"
 HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
 CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
+GRADED = ("right", "wrong", "not done", "did not run")
 LAST_CELL = """from faithlab import exercises
 from faithlab.results import write_results
 
@@ -114,19 +116,19 @@ COPIES: dict[str, Callable[[Any], Any]] = {"student": student_copy, "solutions":
 def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) -> Path:
     """Write copies of the chosen notebooks into `output/kind/`; returns that folder.
 
-    A file that is there is replaced only if it is such a copy itself: what a student has worked on is never lost.
+    A copy that was not touched since it was written is replaced, one that was worked on never: it is an error then, and
+    nothing is written at all.
     """
     import nbformat
 
     target = output / kind
-    notebooks = [read_notebook(path) for path in select(discover(folder), names)]
     texts = {}
-    for nb in notebooks:
-        made = COPIES[kind](nb.node)
-        made.metadata["faithlab"] = {"copy": kind}
-        texts[target / nb.path.name] = nbformat.writes(made).rstrip("\n") + "\n"
-    for path, text in texts.items():
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+    for path in select(discover(folder), names):
+        made = COPIES[kind](read_notebook(path).node)
+        made.metadata["faithlab"] = {"copy": kind, "of": path.stem, "sources": _fingerprint(made)}
+        texts[target / path.name] = nbformat.writes(made).rstrip("\n") + "\n"
+    for path in texts:
+        if path.exists() and not _untouched(path):
             raise FaithlabError(f"{path} exists and may hold somebody's work; move it away, or choose another --output")
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -137,35 +139,47 @@ def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) ->
     return target
 
 
-def grading_copy(node: Any, stem: str) -> Any:
-    """Only the exercise cells, each allowed to fail, and a last cell that writes down what came of them."""
+def _fingerprint(node: Any) -> str:
+    """Says whether any cell was added, taken away or changed, outputs aside."""
+    return hashlib.sha256("\0".join(cell.source for cell in node.cells).encode()).hexdigest()[:16]
+
+
+def _untouched(path: Path) -> bool:
     import nbformat
 
-    result = nbformat.v4.new_notebook(metadata=node.metadata)
-    for cell in node.cells:
-        if cell.cell_type == "code" and tagged(cell, "exercise"):
-            made = nbformat.v4.new_code_cell(cell.source)
-            made.metadata["tags"] = ["raises-exception"]  # papermill then goes on to the next cell
-            result.cells.append(made)
-    result.cells.append(nbformat.v4.new_code_cell(LAST_CELL.format(stem=stem)))
+    try:
+        node = nbformat.read(path, as_version=4)
+        return node.metadata["faithlab"]["sources"] == _fingerprint(node)
+    except Exception:  # whatever is wrong with it, it is not ours as we wrote it
+        return False
+
+
+def grading_copy(source: str, stem: str) -> Any:
+    """A notebook of one exercise cell, which may fail, and a cell that writes down what came of it."""
+    import nbformat
+
+    result = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    cell = nbformat.v4.new_code_cell(source)
+    cell.metadata["tags"] = ["raises-exception"]  # papermill then goes on to the next cell
+    result.cells = [cell, nbformat.v4.new_code_cell(LAST_CELL.format(stem=stem))]
     return result
 
 
-def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 600.0) -> Any:
-    """Run the exercise cells of handed-in notebooks, one process each.
+def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 120.0) -> Any:
+    """Run the exercise cells of handed-in notebooks, each in a process of its own, so that an endless loop or a dead
+    kernel costs that exercise alone.
 
     Args:
-        files: notebooks; their names tell them apart. Which exercises there are is asked of the course's own notebook
-            that `file` was copied from, so that a deleted cell counts as not done.
-        output: the folder that receives the executed copies and `grades.csv`.
+        files: notebooks; their names tell them apart. Which notebook of the course a file is says its metadata, or its
+            first heading. Exercises of that notebook whose cell is missing count as "did not run", and so does every
+            exercise of a file that cannot be read.
+        output: the folder that receives the executed cells and `grades.csv`.
         folder: the course's notebooks.
-        timeout: seconds for each file.
+        timeout: seconds for each exercise.
 
     Returns:
-        A data frame: file, notebook, exercise, status ("right", "wrong", "not done", "did not run"), message.
-
-    Raises:
-        FaithlabError: a file that cannot be read, or is no copy of a notebook of the course.
+        A data frame: file, notebook, exercise, status (one of `GRADED`), message. A file of which not even the notebook
+        is known has one row.
     """
     import nbformat
     import pandas as pd
@@ -173,41 +187,55 @@ def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 60
     course = {}
     for path in discover(folder):
         node = read_notebook(path).node
-        course[path.stem] = (_title(node), [e.name for e in exercises_of(node, path.name)])
-    read = [(path, *_recognised(path, course)) for path in files]
+        course[path.stem] = (_titles(node), [e.name for e in exercises_of(node, path.name)])
     rows = []
     with terminate_like_ctrl_c(), kernel_of_this_python(online=False):
-        for index, (path, stem, node) in enumerate(read, start=1):
-            print(f"[{index}/{len(read)}] {path.name}", flush=True)
-            part = f"{index:03d}-{path.stem}"
-            working, source = fresh_part(output, part), output / f"{part}.ipynb"
-            write_atomically(source, nbformat.writes(grading_copy(node, part)))
-            outcome = execute(source, working, {}, timeout)
-            source.unlink()
-            found = {}
-            if (working / "results.json").exists():  # also behind a cell that stopped
-                content = read_results(working / "results.json")
-                found = {r["quantity"]: (r["value"], content["messages"][r["quantity"]]) for r in content["results"]}
-            why = outcome.message or "Its cell is missing, or has no check()"
+        for index, path in enumerate(files, start=1):
+            print(f"[{index}/{len(files)}] {path}", flush=True)
+            stem, cells, why = _handed_in(path, course)
+            if stem is None:
+                rows.append((str(path), "", "", "did not run", why))
+                continue
             for name in course[stem][1]:
-                status, message = found.get(name, ("did not run", why))
+                if name not in cells:
+                    rows.append((str(path), stem, name, "did not run", "Its cell is missing, or has no check()"))
+                    continue
+                part = f"{index:03d}-{path.stem}-{name}"
+                working, source = fresh_part(output, part), output / f"{part}.ipynb"
+                write_atomically(source, nbformat.writes(grading_copy(cells[name], part)))
+                outcome = execute(source, working, {}, timeout)
+                source.unlink()
+                status, message = "did not run", outcome.message
+                if (working / "results.json").exists():  # also behind a cell that stopped
+                    content = read_results(working / "results.json")
+                    found = {r["quantity"]: r["value"] for r in content["results"]}
+                    status, message = found.get(name, status), content["messages"].get(name, message)
                 rows.append((str(path), stem, name, status, message))
     table = pd.DataFrame(rows, columns=["file", "notebook", "exercise", "status", "message"])
     write_atomically(output / "grades.csv", table.to_csv(index=False))
     return table
 
 
-def _title(node: Any) -> str:
-    return node.cells[0].source.splitlines()[0] if node.cells and node.cells[0].source else ""
+def _titles(node: Any) -> set[str]:
+    """The first headings of the cells."""
+    found = (re.match(r"# .+", cell.source) for cell in node.cells if cell.cell_type == "markdown")
+    return {match[0].strip() for match in found if match}
 
 
-def _recognised(path: Path, course: dict[str, Any]) -> tuple[str, Any]:
-    """Which notebook of the course a handed-in file is, by its first line, and its content."""
-    node = read_notebook(path).node
-    for stem, (title, _) in course.items():
-        if title == _title(node):
-            return stem, node
-    raise FaithlabError(f"{path} is no copy of a notebook of the course: its first line is not the title of any")
+def _handed_in(path: Path, course: dict[str, Any]) -> tuple[str | None, dict[str, str], str]:
+    """Which notebook of the course a file is (None: it cannot be said, and why), and its exercise cells by name."""
+    import nbformat
+
+    try:
+        node = nbformat.read(path, as_version=4)
+        named = node.metadata.get("faithlab", {}).get("of")
+        stem = named if named in course else next((k for k, (t, _) in course.items() if t & _titles(node)), None)
+        sources = [cell.source for cell in node.cells if cell.cell_type == "code"]
+    except Exception as error:  # nbformat trusts a file's structure; whatever is wrong with it is the file's fault
+        return None, {}, f"It cannot be read as a notebook: {first_words(error)}"
+    if stem is None:
+        return None, {}, "It is no copy of a notebook of the course: its title is missing"
+    return stem, {name: source for source in sources for name in CHECK.findall(source)}, ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="where the course's notebooks are (default: notebooks)")
     parser.add_argument("--output", help=f"where the copies, or the grading's folder, are made (default: {OUTPUT})")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="grading: seconds a file (default: 600)"
+        "--timeout", type=float, default=120.0, metavar="S", help="grading: seconds an exercise (default: 120)"
     )
 
 

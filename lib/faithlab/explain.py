@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -35,6 +36,7 @@ from faithlab.tasks.fewshot import examples, for_task
 from faithlab.traces import Trace
 
 OUTPUT = Path("runs") / "explain"
+MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixels
 
 
 def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency", "flow", "fai")) -> Any:
@@ -43,7 +45,7 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
 
     from faithlab.plots import PALETTE, token_strip
 
-    e, shown = explanation, [k for k in kinds if k in explanation.scores]
+    e, shown = explanation, [k for k in kinds if k in explanation.scores] or list(explanation.scores)
     pieces = [piece for piece, _ in e.tokens]
     start, stop = e.first, e.first + len(e.scores[shown[0]])
     answer = next(i for i, (_, part) in enumerate(e.tokens) if part == "answer")
@@ -51,9 +53,14 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     trace = Trace(ids, slice(0, start), slice(start, stop), slice(answer, len(pieces)), tuple(pieces))
     lines = 1 + len("".join(pieces[start:])) // 80
     heights = [0.4 * lines + 0.5] * len(shown) + [2.4]
+    most = MOST_INCHES - heights[-1]
+    if sum(heights[:-1]) > most:  # beyond that no picture can be drawn: fewer strips, then none
+        shown = shown[: int(most / heights[0])]
+        heights = [*heights[: len(shown)], heights[-1]]
     fig, axes = plt.subplots(
         len(heights), 1, figsize=(11, sum(heights) + 0.6), height_ratios=heights, layout="constrained"
     )
+    axes = np.atleast_1d(axes)
     for ax, kind in zip(axes, shown, strict=False):
         values = {start + i: v for i, v in enumerate(e.scores[kind]) if v is not None}
         title = f"{KINDS[kind].label}: {KINDS[kind].meaning}"
@@ -130,6 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Carry out `faithlab explain` and return its exit status."""
     problems = [_problem(args)] + ([{"question": args.compare}] if args.compare else [])
+    if args.name and (Path(args.output or OUTPUT) / args.name).exists():  # before minutes are spent
+        raise FaithlabError(f"{Path(args.output or OUTPUT) / args.name} exists; choose another --name")
     if (args.reasoning is None) != (args.answer is None):
         raise FaithlabError("--reasoning and --answer belong together; give both or neither")
     if args.reasoning is not None and args.compare:
@@ -144,6 +153,7 @@ def command(args: argparse.Namespace) -> int:
         options = dict(seed=args.seed, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
         traces = reasoner.generate(problems, progress=not quiet, **options)
     options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
+    options["max_new_tokens"] = args.max_new_tokens
     found = [explain(reasoner, trace, pasted=args.reasoning is not None, **options) for trace in traces]
     folder = new_folder(Path(args.output or OUTPUT), args.name)
     files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
@@ -158,6 +168,8 @@ def command(args: argparse.Namespace) -> int:
 def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
     if (args.question is None) == (args.task is None):
         raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
+    if args.task is not None and args.gold:
+        raise FaithlabError("a task knows its right answers; leave out --gold")
     if args.question is not None:
         if args.option:
             raise FaithlabError("-o sets an option of a task; without --task there is none")
@@ -177,7 +189,7 @@ def _read(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
+        return Path(text[1:]).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FaithlabError(f"cannot read {text[1:]}: {first_words(error)}") from error
 
@@ -192,4 +204,6 @@ def _given(args: argparse.Namespace) -> list[str]:
             out += [f"--{name.replace('_', '-')}", str(value)]
     for option in args.option:
         out += ["-o", *option]
+    if args.thorough:
+        out.append("--thorough")
     return out

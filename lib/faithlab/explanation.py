@@ -8,7 +8,8 @@ Nothing here draws; an `Explanation` holds plain numbers and texts and goes to J
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ KINDS = {
     "saliency": Kind(
         "saliency", "", "how far the token must be opened again to bring the answer back (0 not at all, 1 fully)"
     ),
-    "flow": Kind("flow", "", "share of the attention flow from question to answer that passes the token, times two"),
+    "flow": Kind("flow", "", "share of the attention flow from prompt to answer that passes the token"),
     "waad": Kind(
         "WAAD", "tokens", "how far local attention heads look back from the token: high where something new begins"
     ),
@@ -109,6 +110,7 @@ def explain(
     pasted: bool = False,
     samples: int = 8,
     seed: int = 0,
+    max_new_tokens: int | None = None,
     thorough: bool = False,
     progress: bool = False,
 ) -> Explanation:
@@ -117,7 +119,8 @@ def explain(
     Args:
         reasoner: who wrote it, or who is asked about a reasoning that somebody else wrote (`pasted`).
         kinds: which scores, of `KINDS`.
-        samples: fresh rollouts of the same question, which say how far the verdict holds beyond this one; 0 for none.
+        samples: fresh rollouts of the same question at temperature 1, of at most `max_new_tokens` tokens (by default
+            the reasoner's limit), which say how far the verdict holds beyond this one; 0 for none.
         thorough: compute the relayed effects of single tokens however long they take.
 
     Raises:
@@ -136,7 +139,7 @@ def explain(
     table = reasoning_effect(reasoner, [trace]).iloc[0]
     said = verdict.judge(table["logp"], table["logp_hidden"])
     gold = gold_of(trace.problem) or None
-    question = str((trace.problem or {}).get("question") or trace.prompt_text)
+    question = trace.question
     return Explanation(
         reasoner=reasoner.name,
         question=question,
@@ -156,7 +159,7 @@ def explain(
         sentence_scores=by_sentence,
         edges=_backbone(reasoner, trace, notes),
         curve=_curve(reasoner, trace, sentences),
-        rollouts=_rollouts(reasoner, trace, samples, seed, progress),
+        rollouts=_rollouts(reasoner, trace, samples, seed, max_new_tokens, progress),
         notes=notes,
     )
 
@@ -169,7 +172,7 @@ def _explainable(reasoner, trace: Trace) -> None:
         )
     if trace.reasoning.stop == trace.reasoning.start:
         raise FaithlabError("there is no reasoning in front of the answer, so there is nothing to explain it by")
-    window = getattr(reasoner.model.config, "max_position_embeddings", None)
+    window = getattr(reasoner.model.config.get_text_config(), "max_position_embeddings", None)
     if window and len(trace) > window:
         raise FaithlabError(f"the trace has {len(trace)} tokens, and {reasoner.name} reads {window}; shorten it")
 
@@ -181,8 +184,10 @@ def _spans(trace: Trace, question: str) -> list[str]:
     for name in ("prompt", "reasoning", "answer"):
         where = getattr(trace, name)
         out[where] = [name] * (where.stop - where.start)
-    at = trace.prompt_text.rfind(question)
-    for position in trace.tokens_between(at, at + len(question), "prompt") if at >= 0 else range(trace.prompt.stop):
+    # a template may trim the question, or break its lines otherwise
+    words = r"\s+".join(map(re.escape, question.split()))
+    found = list(re.finditer(words, trace.prompt_text)) if words else []
+    for position in trace.tokens_between(*found[-1].span(), "prompt") if found else ():
         out[position] = "question"
     return out
 
@@ -217,6 +222,7 @@ def _scores(
         whole = optimise_mask(reasoner.model, [trace], granularity="sentence", **options).values[0]
         return plain(token), plain(whole[positions[0] - trace.reasoning.start] for positions in sentences)
     token = score(kind, reasoner, [trace])[0]
+    token = token / 2 if kind == "flow" else token  # throughput counts what comes in and what goes out
     start = trace.reasoning.start
     parts = [token[[p - start for p in positions]] for positions in sentences]
     return plain(token), plain(part.nanmean() for part in parts)
@@ -239,12 +245,12 @@ def _curve(reasoner, trace: Trace, sentences) -> list[float]:
     return [float(f"{v:.4g}") for v in variant_logp(reasoner, [trace], variants).tolist()]
 
 
-def _rollouts(reasoner, trace: Trace, samples: int, seed: int, progress: bool) -> dict[str, Any]:
+def _rollouts(reasoner, trace: Trace, samples: int, seed: int, limit: int | None, progress: bool) -> dict[str, Any]:
     """What fresh rollouts of the same question say: the effect of each, its mean with interval, how many agree."""
-    problem: Mapping | str = trace.problem or trace.prompt_text
     if not samples:
         return dict(n=0, effects=[], mean=None, low=None, high=None, agree=None)
-    written = [t for t in reasoner.generate([problem], n=samples, seed=seed, progress=progress) if t.answered]
+    options = dict(n=samples, seed=seed, max_new_tokens=limit, progress=progress)
+    written = [t for t in reasoner.generate([trace.problem or {"question": trace.question}], **options) if t.answered]
     effects = reasoning_effect(reasoner, written)["effect"].tolist() if written else []
     where = mean_interval(effects)
     agree = sum(same_answer(t.answer_text, trace.answer_text, gold_of(trace.problem)) for t in written)

@@ -1,7 +1,9 @@
 """Marks by people (`faithlab.marks`) beside the scores: do they agree, and can a policy be paid for agreeing?
 
-agreement     how well each score finds what people marked: AUROC and Cohen's kappa
-MarksReward   the share of an answer's dependence that rests on what people marked, for `reward_funcs` of TRL
+    agreement     how well each score finds what people marked: AUROC and Cohen's kappa
+    MarksReward   the share of an answer's dependence that rests on what people marked, for `reward_funcs` of TRL
+
+`faithlab feedback` hands out the papers and reads them back; `faithlab feedback --help` shows how.
 """
 
 from __future__ import annotations
@@ -28,6 +30,20 @@ from faithlab.tasks.fewshot import for_task
 from faithlab.token_scores import score
 from faithlab.traces import Trace
 
+DESCRIPTION = """Papers for people, and what comes of them.
+
+  sheet    reasonings to mark: OUTPUT/sheet.txt, on which a reader puts [[ ]] around what the answer depends on, and
+           OUTPUT/sheet.json, which says what was handed out. A second reader gets a copy of both files.
+  agree    reads marked sheets (or .jsonl files of marks), keeps their marks beside them, and prints which scores agree
+  planted  the marks of a reader who knows the stories' truth: OUTPUT/planted.jsonl
+  form     reasonings to rate from 1 to 5 without knowing who wrote them: OUTPUT/form.csv, and OUTPUT/key.json to keep
+  trust    reads filled-in forms with their key and compares the reasoners
+
+examples:
+  faithlab feedback sheet --n 10 --output marks
+  faithlab feedback agree marks/sheet.txt --annotator ada
+  faithlab feedback form abacus runs/train/shortcut_100_sufficiency-1/last --n 20 --output trust
+  faithlab feedback trust trust/form.csv --key trust/key.json"""
 SCORES = ("saliency_answer", "cut_answer", "flow", "fai", "waad", "received", "random")
 
 
@@ -107,7 +123,7 @@ class MarksReward:
     def of_traces(self, traces: Sequence[Trace]) -> list[float | None]:
         """The reward of each trace, whose `problem` holds the question."""
         rewards: list[float | None] = [None] * len(traces)
-        usable = [i for i, t in enumerate(traces) if self._phrases(t.problem) and t.answered and t.reasoning_text]
+        usable = [i for i, t in enumerate(traces) if self._phrases(t.problem) and t.explained]
         values = score(self.score, self.reasoner, [traces[i] for i in usable]) if usable else []
         for i, s in zip(usable, values, strict=True):
             s = torch.nan_to_num(s).clamp(min=0)
@@ -120,17 +136,19 @@ class MarksReward:
         return self.phrases.get((problem or {}).get("question", ""), set())
 
     def _marked(self, trace: Trace) -> list[int]:
-        """The reasoning tokens that belong to a marked phrase; a phrase is found as whole words only."""
+        """The reasoning tokens that belong to a marked phrase."""
         found: set[int] = set()
         for phrase in self._phrases(trace.problem):
-            for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", trace.reasoning_text):
+            # as whole words: a marked 7 is not the 7 of 17, 3.7 or 7,000
+            whole = rf"(?<!\w)(?<!\d[.,]){re.escape(phrase)}(?!\w|[.,]\d)"
+            for match in re.finditer(whole, trace.reasoning_text):
                 found.update(trace.tokens_between(*match.span()))
         return sorted(p - trace.reasoning.start for p in found)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments of `faithlab feedback`."""
-    parser.description = __doc__
+    parser.description = DESCRIPTION
     add = parser.add_argument
     add("action", choices=list(ACTIONS), help="what to do")
     add("names", nargs="*", metavar="REASONER|FILE", help="reasoners that write (sheet, form), or files to read")
@@ -158,6 +176,8 @@ def _sheet(args: argparse.Namespace) -> None:
 
 def _planted(args: argparse.Namespace) -> None:
     path = Path(args.output) / "planted.jsonl"
+    if path.exists():
+        raise FaithlabError(f"{path} exists; choose another --output")
     path.parent.mkdir(parents=True, exist_ok=True)
     marked = from_truth([t for name in args.names or ["abacus"] for t in _written(name, args)])
     save_marks(marked, path)

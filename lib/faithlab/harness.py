@@ -173,8 +173,9 @@ def command(args: argparse.Namespace) -> int:
     problems, pool = _data(args)
     texts = prompts(problems, pool, args.shots, args.seed)
     reasoner = load_reasoner(args.reasoner)
-    folder = new_folder(Path(args.output))
     table = measure(reasoner, problems, texts, progress=not args.quiet)
+    folder = new_folder(Path(args.output))
+    write_atomically(folder / "items.csv", table.to_csv(index=False))  # should the check fail, ours is not lost
     theirs = by_lm_eval(reasoner, problems, pool, shots=args.shots, seed=args.seed) if args.check else None
     found = summary(table, theirs)
     items = table if theirs is None else table.join(theirs.add_prefix("lm_eval_"))
@@ -199,8 +200,11 @@ def _data(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
         if args.path and not args.shots_path and not Path(args.path).expanduser().is_dir():
             raise FaithlabError("--path is one file: give --shots-path, the rows that examples come from, or --shots 0")
         pool = load(args.task, args.shots_path or args.path, examples=True)
-        if set(problems) <= set(pool):
+        shared = len(set(problems) & set(pool))
+        if shared == len(set(problems)):
             raise FaithlabError("the few-shot rows hold all the problems, answers included: give another --shots-path")
+        if shared:
+            print(f"note: {shared} of the problems are also few-shot rows, so their answers may stand in a prompt")
     if args.n is not None:
         check_number("--n", args.n, 1, whole=True)
         kept = {place for places in by_subject(problems).values() for place in places[: args.n]}

@@ -29,13 +29,18 @@ from faithlab.results import write_atomically
 from faithlab.traces import Trace
 
 HEAD = """# Put [[ ]] around the words and numbers that the answer depends on; as many as you like, or none.
-# Change nothing else. Leave out a reasoning you cannot judge: write "skip" behind its number.
+# Change nothing else. If you cannot judge a reasoning, write skip behind its number, as in: === 3 skip
 """
+SIGNS = re.compile(r"\[\[|\]\]|^===", re.MULTILINE)  # the sheet's own
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A reasoning and what one reader marked in it: `marks` are (start, end) characters of `reasoning`, in order."""
+    """A reasoning and what one reader marked in it: `marks` are (start, end) characters of `reasoning`, in order.
+
+    White space at the ends of a mark is cut off, and a mark within a word grows to the whole word, so that marks are
+    words and numbers for every tokenizer. Raises `FaithlabError` for marks out of order or out of the text.
+    """
 
     question: str
     reasoning: str
@@ -51,6 +56,7 @@ class Marked:
                     f"the mark {tuple(mark)} does not lie in order within {len(self.reasoning)} characters"
                 )
             end = mark[1]
+        object.__setattr__(self, "marks", _whole_words(self.reasoning, self.marks))
 
     def trace(self, reasoner) -> Trace:
         """The marked reasoning and answer as a trace of a reasoner."""
@@ -69,6 +75,33 @@ class Marked:
         return [self.reasoning[start:end].strip() for start, end in self.marks]
 
 
+def _whole_words(text: str, marks: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Marks without white space at their ends, grown to word borders, in order, those that then touch made one."""
+    out: list[tuple[int, int]] = []
+    for start, end in marks:
+        part = text[start:end]
+        if not part.strip():
+            continue
+        start, end = start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())
+        while start > 0 and _inside(text, start):
+            start -= 1
+        while end < len(text) and _inside(text, end):
+            end += 1
+        if out and start < out[-1][1]:
+            start, end = out[-1][0], max(end, out.pop()[1])
+        out.append((start, end))
+    return tuple(out)
+
+
+def _inside(text: str, place: int) -> bool:
+    """Whether a place stands within a word or a number such as 3.5 or 7,000."""
+    before, after = text[place - 1], text[place]
+    if before.isalnum() and after.isalnum():
+        return True
+    around = text[place - 1 : place + 2], text[max(0, place - 2) : place + 1]
+    return any(re.fullmatch(r"\d[.,]\d", three) for three in around)
+
+
 def save_marks(marked: Iterable[Marked], path: str | Path) -> None:
     """Write marks, one JSON object a line; the file is replaced whole or not at all."""
     write_atomically(Path(path), "".join(json.dumps(asdict(m), ensure_ascii=False) + "\n" for m in marked))
@@ -78,7 +111,7 @@ def load_marks(path: str | Path) -> list[Marked]:
     """Read what `save_marks` wrote. Raises `FaithlabError`, with the line, for anything else."""
     out = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # texts may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise FaithlabError(f"cannot read marks from {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -99,7 +132,7 @@ def from_truth(traces: Sequence[Trace]) -> list[Marked]:
     out = []
     for t in traces:
         truth = planted(t)
-        if truth is None or not truth.known or not t.answered:
+        if truth is None or not truth.known or not t.explained:
             continue
         lead = len(t.text_of("reasoning")) - len(t.text_of("reasoning").lstrip())
         ends = np.cumsum([len(p) for p in t.pieces[t.reasoning]]) - lead
@@ -107,7 +140,7 @@ def from_truth(traces: Sequence[Trace]) -> list[Marked]:
         for i in truth.path.nonzero().flatten().tolist():
             piece = t.pieces[t.reasoning.start + i]
             marks.append((int(ends[i]) - len(piece.lstrip()), int(ends[i])))
-        out.append(Marked(t.problem["question"], t.reasoning_text, t.answer_text, tuple(marks), "planted truth"))
+        out.append(Marked(t.question, t.reasoning_text, t.answer_text, tuple(marks), "planted truth"))
     return out
 
 
@@ -118,8 +151,9 @@ def write_sheet(traces: Sequence[Trace], path: str | Path) -> list[Path]:
     """
     path = Path(path)
     keep = path.with_suffix(".json")
-    handed = [dict(question=str((t.problem or {}).get("question") or t.prompt_text), reasoning=t.reasoning_text,
-                   answer=t.answer_text) for t in traces if t.answered and t.reasoning_text]  # fmt: skip
+    handed = [
+        dict(question=t.question, reasoning=t.reasoning_text, answer=t.answer_text) for t in traces if t.explained
+    ]
     if not handed:
         raise FaithlabError("none of these traces has a reasoning and an answer, so there is nothing to mark")
     for place in (path, keep):
@@ -127,9 +161,9 @@ def write_sheet(traces: Sequence[Trace], path: str | Path) -> list[Path]:
             raise FaithlabError(f"{place} exists and may hold somebody's marks; choose another name")
     parts = [HEAD]
     for number, row in enumerate(handed, start=1):
-        if re.search(r"\[\[|\]\]", row["reasoning"]) or re.search(r"^=== \d+", row["reasoning"], re.MULTILINE):
+        if SIGNS.search("\n".join(row.values())):
             raise FaithlabError(
-                f"reasoning {number} holds the sheet's own signs ([[ or ===); mark it in a notebook instead"
+                f"item {number} holds the sheet's own signs ([[, ]] or ===); mark it in a notebook instead"
             )
         parts.append(
             f"\n=== {number}\nquestion: {row['question']}\nanswer: {row['answer']}\nreasoning:\n{row['reasoning']}\n"
@@ -146,24 +180,28 @@ def read_sheet(path: str | Path, annotator: str = "anonymous") -> list[Marked]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         handed = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FaithlabError(f"cannot read the sheet {path} and its .json: {error}") from error
+    blocks = re.split(r"^===", text, flags=re.MULTILINE)[1:]
+    found = {}
+    for block in blocks:
+        head, _, rest = block.partition("\n")
+        number = re.match(r"\s*(\d+)\W*(.*?)\W*$", head)
+        if number is None or not (number[2] == "" or number[2].casefold().startswith("skip")):
+            raise FaithlabError(
+                f"{path}: the line '==={head}' is none of the sheet's; write a number, and skip behind it"
+            )
+        found[int(number[1])] = (bool(number[2]), rest.partition("\nreasoning:\n")[2].strip())
     out = []
-    pattern = r"^=== (\d+)[ \t]*(\w*)[^\n]*\n.*?^reasoning:\n(.*?)(?=^=== \d+|\Z)"
-    found = {int(n): (word, body.strip()) for n, word, body in re.findall(pattern, text, re.DOTALL | re.MULTILINE)}
     for number, row in enumerate(handed, start=1):
         if number not in found:
-            raise FaithlabError(
-                f"{path}: reasoning {number} is missing; write 'skip' behind its number to leave it out"
-            )
-        word, body = found[number]
-        if word == "skip":
-            continue
-        out.append(
-            Marked(**row, marks=_marks(body, row["reasoning"], f"{path}, reasoning {number}"), annotator=annotator)
-        )
+            raise FaithlabError(f"{path}: reasoning {number} is missing; write skip behind its number to leave it out")
+        skipped, body = found[number]
+        if not skipped:
+            marks = _marks(body, row["reasoning"], f"{path}, reasoning {number}")
+            out.append(Marked(**row, marks=marks, annotator=annotator))
     return out
 
 

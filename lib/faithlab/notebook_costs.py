@@ -43,7 +43,12 @@ def keep(folder: Path, stem: str, seconds: float, peak_mb: float | None, profile
     """Put a notebook's cost into the table in `folder`, in place of an earlier one."""
     import pandas as pd  # late, so that `faithlab notebooks --help` answers at once
 
-    cost = Cost(round(seconds), None if peak_mb is None else round(peak_mb), os.cpu_count() or 1, profile)
+    cost = Cost(
+        round(seconds),
+        None if peak_mb is None else round(peak_mb),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        profile,
+    )
     path = folder / FILE
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["notebook", *Cost._fields])
     rows = [r for r in table.to_dict("records") if r["notebook"] != stem] + [dict(notebook=stem, **cost._asdict())]

@@ -17,13 +17,24 @@ from string import Template
 from faithlab.explanation import KINDS, Explanation, strongest
 from faithlab.verdict import DECORATION, NEEDED, how_often_wrong
 
-HEADINGS = {"needed": "The reasoning is needed", "decoration": "The reasoning is decoration", "undecided": "Undecided"}
+HEADINGS = {
+    "needed": "The reasoning is needed",
+    "decoration": "The reasoning is decoration",
+    "undecided": "Undecided",
+    "against": "The answer is given in spite of the reasoning",
+}
 LIMITS = (
     "Hiding the reasoning is an input that no model was trained on; part of an effect can be the surprise of that.",
     "One trace says something about one trace. The fresh rollouts say how far it holds for this question.",
     "Direct effects ask the answer's own view; what reaches it by way of other tokens shows in the causal effect.",
     "Attention scores (flow, WAAD, FAI) are correlates, not causes; notebook 05 of the course says how well each does.",
     "A reasoning that is needed can still be wrong, and one that is right can be decoration.",
+)
+
+
+LISTBOX = (
+    '<span class="reasoning-list" role="listbox" tabindex="0" aria-orientation="horizontal" '
+    'aria-label="the reasoning; arrow keys go from token to token">'
 )
 
 
@@ -34,7 +45,9 @@ def page(explanations: Sequence[Explanation], *, command: str = "") -> str:
     """
     kinds = list(explanations[0].scores)
     data = json.dumps([e.to_json() for e in explanations], ensure_ascii=False, allow_nan=False)
-    rule = f"Decoration: less than {DECORATION:g} nats lost; needed: {NEEDED:g} nats and more. {how_often_wrong()}"
+    rule = (
+        f"Decoration: less than {DECORATION:g} nats either way; needed: {NEEDED:g} nats and more. {how_often_wrong()}"
+    )
     return _fill(
         "page.html",
         css=_part("page.css"),
@@ -75,6 +88,7 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         "article.html",
         number=number,
         heading=_text(f"Answer {e.answer}{judged}, {whose} {e.reasoner}"),
+        question=_text(e.question),
         verdict=e.verdict,
         word=HEADINGS[e.verdict],
         says=_text(e.says),
@@ -83,13 +97,18 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         notes="".join(f"<p>{_text(note)}</p>" for note in e.notes),
         curve=_curve(e),
         tops="".join(_top(e, kind) for kind in kinds),
+        edges=_edges(e),
     )
 
 
 def _tokens(e: Explanation, number: int) -> str:
-    """The text as one element a token; what of the prompt is not the question is one mark."""
-    out, rest = [], 0
+    """The text as one element a token; what of the prompt is not the question is one mark. The reasoning is a list of
+    options for the arrow keys and screen readers, and the rest plain text."""
+    out, rest, inside = [], 0, False
     for i, (piece, part) in enumerate(e.tokens):
+        if (part == "reasoning") != inside:
+            inside = not inside
+            out.append(LISTBOX if inside else "</span>")
         if part == "prompt":
             rest += 1
             continue
@@ -97,9 +116,12 @@ def _tokens(e: Explanation, number: int) -> str:
             ends = f'data-first="{i - rest}" data-last="{i - 1}"'
             out.append(f'<span class="rest" {ends}>{rest} more prompt tokens</span> ')
             rest = 0
-        role = f' role="option" id="t{number}-{i}"' if part == "reasoning" else ""
+        role = ""
+        if inside:
+            empty = "" if piece.strip() else ' aria-hidden="true"'
+            role = f' role="option" aria-selected="false" id="t{number}-{i}"{empty}'
         out.append(f'<span class="t {part}" data-i="{i}"{role}>{_text(piece)}</span>')
-    return "".join(out)
+    return "".join(out) + ("</span>" if inside else "")
 
 
 def _beyond(e: Explanation) -> str:
@@ -112,7 +134,8 @@ def _beyond(e: Explanation) -> str:
     interval = "" if r["low"] is None else f" (95 % interval {r['low']:z.1f} to {r['high']:z.1f})"
     spread = f"single ones from {min(r['effects']):z.1f} to {max(r['effects']):z.1f}"
     mean = f"the reasoning is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
-    return f"Over {r['answered']} fresh rollouts of the question {mean}; {r['agree']} of them answer the same."
+    rollouts = f"{r['answered']} fresh rollouts of the question (temperature 1)"
+    return f"Over {rollouts} {mean}; {r['agree']} of them answer the same."
 
 
 def _top(e: Explanation, kind: str) -> str:
@@ -123,6 +146,16 @@ def _top(e: Explanation, kind: str) -> str:
     head = f"<tr><th>token</th><th>place</th><th>{_text(f'{KINDS[kind].label} {KINDS[kind].unit}')}</th></tr>"
     label = _text(f"tokens with the highest {KINDS[kind].label}")
     return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
+
+
+def _edges(e: Explanation) -> str:
+    """The strongest edges of the backbone in words, for those who do not see the arcs."""
+    rows = []
+    for source, target, flow in e.edges[:10]:
+        ends = [_text(f"{e.tokens[i][0].strip() or 'space'} ({e.tokens[i][1]}, {i + 1})") for i in (source, target)]
+        rows.append(f'<tr><td>{ends[0]}</td><td>{ends[1]}</td><td class="number">{flow:.3g}</td></tr>')
+    head = "<tr><th>from token (part, place)</th><th>to token</th><th>flow</th></tr>"
+    return f'<table aria-label="strongest edges of the flow">{head}{"".join(rows)}</table>'
 
 
 def _curve(e: Explanation) -> str:

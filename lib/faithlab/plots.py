@@ -87,7 +87,7 @@ def token_strip(
             ax.add_patch(plt.Rectangle(facecolor=face, **box))
             bold = "bold" if trace.answer.start <= position < trace.answer.stop else "normal"
             style = dict(family="monospace", fontsize=12, va="center", ha="center", color=ink, weight=bold)
-            ax.text(column + len(words) / 2, -row, words, **style)
+            ax.text(column + len(words) / 2, -row, words, parse_math=False, **style)
     ax.set(xlim=(-0.5, columns + 0.5), ylim=(-len(lines) + 0.4, 0.6))
     ax.axis("off")
     ax.set_title(title, loc="left", fontsize=10)

@@ -79,6 +79,16 @@ class Trace:
         return self.answer.stop > self.answer.start and (self.finished or self.answer.stop < len(self))
 
     @property
+    def explained(self) -> bool:
+        """Whether there is a whole answer with a reasoning before it."""
+        return self.answered and bool(self.reasoning_text)
+
+    @property
+    def question(self) -> str:
+        """The question that was asked; the whole prompt where the problem is not known."""
+        return str((self.problem or {}).get("question") or self.prompt_text)
+
+    @property
     def text(self) -> str:
         return "".join(self.pieces)
 

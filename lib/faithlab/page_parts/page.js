@@ -95,26 +95,32 @@ function say(a) {
 }
 
 function choose(a, i) {
-  if (at[a] >= 0) tokens[a][at[a]].classList.remove("chosen");
+  if (at[a] >= 0) {
+    tokens[a][at[a]].classList.remove("chosen");
+    tokens[a][at[a]].setAttribute("aria-selected", "false");
+  }
   at[a] = Math.max(0, Math.min(tokens[a].length - 1, i));
   const span = tokens[a][at[a]];
   span.classList.add("chosen");
-  articles[a].querySelector(".text").setAttribute("aria-activedescendant", span.id);
+  span.setAttribute("aria-selected", "true");
+  articles[a].querySelector(".reasoning-list").setAttribute("aria-activedescendant", span.id);
   span.scrollIntoView({ block: "nearest" });
   say(a);
 }
 
 articles.forEach((article, a) => {
-  const text = article.querySelector(".text");
+  const text = article.querySelector(".reasoning-list");
   text.addEventListener("click", (event) => {
     const i = tokens[a].indexOf(event.target);
     if (i >= 0) choose(a, i);
   });
   text.addEventListener("keydown", (event) => {
-    const next = { ArrowRight: at[a] + 1, ArrowLeft: at[a] - 1, Home: 0, End: tokens[a].length - 1 }[event.key];
-    if (next === undefined) return;
+    const way = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: 1, End: -1 }[event.key];
+    if (way === undefined) return;
     event.preventDefault();
-    choose(a, next);
+    let next = { Home: 0, End: tokens[a].length - 1 }[event.key] ?? at[a] + way;
+    while (tokens[a][next] && !tokens[a][next].textContent.trim()) next += way; // white space is no stop
+    if (tokens[a][next]) choose(a, next);
   });
 });
 

@@ -135,7 +135,8 @@ _STEP = re.compile(
     r"(?:(?P<left>\d+) (?P<op>[-+*/]) (?P<right>\d+) = )?(?P<value>\d+)(?: [a-z]+)?\."
 )
 _PLAN = re.compile(rf"To find (?P<entity>{_NAME}) we need (?:{_NAME})(?: and (?:{_NAME}))?\.")
-_SENTENCE = re.compile(r"[^\s.!?][^.!?]*[.!?]?")
+# A stop ends a sentence where white space or nothing follows, so that 3.5 is whole; a line ends one in any case.
+_SENTENCE = re.compile(r"[^\s.!?](?:[^.!?\n]|[.!?](?=\S))*[.!?]?")
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
