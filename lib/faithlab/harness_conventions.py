@@ -28,7 +28,6 @@ TASKS: dict[str, tuple[Any, list[str], list[str]]] = {
     "gsm8k": (gsm8k, ["test"], ["train"]),
     "mmlu": (mmlu, ["test"], ["dev", "validation", "val"]),
 }
-# our measure -> the filter and the metric in which lm-eval reports it
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
@@ -100,6 +99,7 @@ def by_subject(problems: Sequence[Problem]) -> dict[str, list[int]]:
 
 
 def description(subject: str) -> str:
+    """The first line of an MMLU prompt, with the white space behind it; "" without a subject."""
     about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
     return about if subject else ""
 
