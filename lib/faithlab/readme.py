@@ -35,6 +35,7 @@ SHOWN = [
     ("08_faithful_training", "right, no hint, hints right in 100 %, {}"),
     ("08_faithful_training", "follows the wrong hint, hints right in 100 %, {}"),
     ("08_faithful_training", "follows the wrong hint, untrained"),
+    ("09_evaluation", "resampled sentences change the answer, {}"),
 ]
 
 
