@@ -21,3 +21,11 @@ def seeded():
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def abacus():
+    """The embedded reasoner."""
+    from faithlab.models import load_reasoner
+
+    return load_reasoner("abacus")

@@ -17,18 +17,12 @@ from faithlab.errors import FaithlabError
 from faithlab.explain import figure
 from faithlab.explanation import KINDS, explain, plain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
-from faithlab.models import load_reasoner
 from faithlab.page import page
 from faithlab.token_scores import score
 from faithlab.units import units_of
 
 STORY = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
 NASTY = '<script>alert("x")</script><!-- & \u2028'
-
-
-@pytest.fixture(scope="module")
-def abacus():
-    return load_reasoner("abacus")
 
 
 @pytest.fixture(scope="module")

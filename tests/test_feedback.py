@@ -15,15 +15,9 @@ from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.feedback import MarksReward, agreement, kappa
 from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
-from faithlab.models import load_reasoner
 
 QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
 REASONING = "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears."
-
-
-@pytest.fixture(scope="module")
-def abacus():
-    return load_reasoner("abacus")
 
 
 @pytest.fixture(scope="module")

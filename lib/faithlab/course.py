@@ -31,7 +31,6 @@ OUTPUT = Path("runs") / "course"
 HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
 CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
-GRADED = ("right", "wrong", "not done", "did not run")
 LAST_CELL = """from faithlab import exercises
 from faithlab.results import write_results
 
@@ -88,25 +87,29 @@ def exercises_of(node: Any, where: str = "the notebook") -> list[Exercise]:
     return found
 
 
-def student_copy(node: Any) -> Any:
-    """The notebook without outputs, and without solutions; hints stay folded under their exercises."""
+def without_outputs(node: Any) -> Any:
+    """A copy of the notebook as if it had never been run."""
     result = copy.deepcopy(node)
     for cell in result.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        elif tagged(cell, "solution"):
+    return result
+
+
+def student_copy(node: Any) -> Any:
+    """The notebook without outputs, and without solutions; hints stay folded under their exercises."""
+    result = without_outputs(node)
+    for cell in result.cells:
+        if tagged(cell, "solution"):
             cell.source = SOLUTION.sub("", cell.source).rstrip()
     return result
 
 
 def solutions_copy(node: Any) -> Any:
     """The notebook without outputs, with the solution in place of every stub."""
-    result = copy.deepcopy(node)
+    result = without_outputs(node)
     for exercise in exercises_of(node):
         result.cells[exercise.cell].source = exercise.solution
-    for cell in result.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     return result
 
 
@@ -178,8 +181,8 @@ def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 12
         timeout: seconds for each exercise.
 
     Returns:
-        A data frame: file, notebook, exercise, status (one of `GRADED`), message. A file of which not even the notebook
-        is known has one row.
+        A data frame: file, notebook, exercise, status ("right", "wrong", "not done", "did not run"), message. A file of
+        which not even the notebook is known has one row.
     """
     import nbformat
     import pandas as pd

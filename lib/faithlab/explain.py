@@ -144,8 +144,9 @@ def command(args: argparse.Namespace) -> int:
     if args.reasoning is not None and args.compare:
         raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
     reasoner = load_reasoner(args.reasoner)
-    if args.examples or args.task:
-        reasoner = for_task(reasoner, args.examples or args.task) if args.task else _shown(reasoner, args.examples)
+    if shown := args.examples or args.task:
+        examples(shown)  # an unknown task is an error for abacus too, which is shown none
+        reasoner = for_task(reasoner, shown)
     quiet = not sys.stderr.isatty()
     if args.reasoning is not None:
         traces = [reasoner.trace(problems[0], _read(args.reasoning), args.answer)]
@@ -177,11 +178,6 @@ def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
     check_number("--index", args.index, 0, whole=True)
     options = {name: yaml.safe_load(value) for name, value in args.option}
     return dict(tasks.load(args.task, split="test", n=args.index + 1, seed=args.seed, **options)[args.index])
-
-
-def _shown(reasoner: Any, task: str) -> Any:
-    examples(task)  # an unknown task is an error for abacus too
-    return for_task(reasoner, task)
 
 
 def _read(text: str) -> str:

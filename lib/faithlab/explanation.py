@@ -139,16 +139,15 @@ def explain(
     table = reasoning_effect(reasoner, [trace]).iloc[0]
     said = verdict.judge(table["logp"], table["logp_hidden"])
     gold = gold_of(trace.problem) or None
-    question = trace.question
     return Explanation(
         reasoner=reasoner.name,
-        question=question,
+        question=trace.question,
         reasoning=trace.reasoning_text,
         answer=trace.answer_text,
         gold=gold,
         right=None if gold is None else same_answer(trace.answer_text, gold, gold),
         pasted=pasted,
-        tokens=list(zip(trace.pieces[: trace.answer.stop], _spans(trace, question), strict=True)),
+        tokens=list(zip(trace.pieces[: trace.answer.stop], _spans(trace), strict=True)),
         first=trace.reasoning.start,
         sentences=[(s[0], s[-1]) for s in sentences],
         logp=float(table["logp"]),
@@ -177,7 +176,7 @@ def _explainable(reasoner, trace: Trace) -> None:
         raise FaithlabError(f"the trace has {len(trace)} tokens, and {reasoner.name} reads {window}; shorten it")
 
 
-def _spans(trace: Trace, question: str) -> list[str]:
+def _spans(trace: Trace) -> list[str]:
     """The name of the part that each token up to the answer's last belongs to; of the prompt, the question's tokens are
     told from the rest (instruction, examples, template)."""
     out = ["marker"] * trace.answer.stop
@@ -185,7 +184,7 @@ def _spans(trace: Trace, question: str) -> list[str]:
         where = getattr(trace, name)
         out[where] = [name] * (where.stop - where.start)
     # a template may trim the question, or break its lines otherwise
-    words = r"\s+".join(map(re.escape, question.split()))
+    words = r"\s+".join(map(re.escape, trace.question.split()))
     found = list(re.finditer(words, trace.prompt_text)) if words else []
     for position in trace.tokens_between(*found[-1].span(), "prompt") if found else ():
         out[position] = "question"
