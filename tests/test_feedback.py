@@ -1,6 +1,8 @@
 """What people mark and rate: papers out, papers in, agreement, and a reward made of marks."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from faithlab import tasks, trust
 from faithlab.annotator import Annotator
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
-from faithlab.feedback import MarksReward, agreement, kappa
+from faithlab.feedback import MarksReward, agreement, between, kappa
 from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
 
 QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
@@ -172,6 +174,30 @@ def test_agreement_puts_the_truth_s_own_tokens_above_chance(abacus, traces):
         agreement(abacus, [marked()])
 
 
+def test_words_are_whole_numbers_and_a_mark_touches_them():
+    text = "Ada pays 7,000 or 3.5. Ben-2 pays."
+    found = Marked("q", text, "7", ((9, 14), (23, 26))).words()
+    words = ["Ada", "pays", "7,000", "or", "3.5", "Ben", "2", "pays"]
+    assert dict(zip(words, found, strict=True)) | dict(pays=False) == {w: w in ("7,000", "Ben") for w in words}
+
+
+def test_readers_are_compared_where_both_judged():
+    texts = ["one two three four", "five six seven eight", "nine ten"]
+
+    def by(name, *marks):
+        return [Marked("q", text, "7", m, name) for text, m in zip(texts, marks, strict=False)]
+
+    people = by("ada", ((0, 7),), ((0, 4),), ((0, 4),)) + by("ben", ((0, 3),), ((0, 4),)) + by("cy", ())[:1]
+    table = between(people).set_index(["one", "other"])
+    ada_ben = table.loc["ada", "ben"]
+    # "one" of both, "two" of ada alone: agreement 0.75, chance 0.5, kappa 0.5; then the same, 1
+    assert ada_ben["kappa"] == pytest.approx(0.75) and ada_ben["n"] == 2
+    assert (ada_ben["share_one"], ada_ben["share_other"]) == (3 / 8, 2 / 8)
+    assert ada_ben["low"] <= ada_ben["kappa"] <= ada_ben["high"]
+    assert table.loc[("ada", "cy"), "kappa"] == 0 and len(table) == 3
+    assert between(by("ada", ((0, 3),))).empty
+
+
 def test_marks_reward_is_the_share_that_rests_on_marked_phrases(abacus, monkeypatch):
     reward = MarksReward(abacus, [marked("7")])
     trace = abacus.trace({"question": QUESTION}, REASONING, "7")
@@ -310,6 +336,11 @@ def test_commands(tmp_path, capsys):
     assert main(["feedback", "agree", str(sheet), "--annotator", "ada"]) == 0
     assert "saliency_answer" in capsys.readouterr().out
     assert [m.annotator for m in load_marks(tmp_path / "sheet.marks.jsonl")] == ["ada"] * len(handed)
+    for suffix in (".txt", ".json"):
+        shutil.copy(sheet.with_suffix(suffix), (tmp_path / "ben").with_suffix(suffix))
+    assert main(["feedback", "agree", str(sheet), str(tmp_path / "ben.txt")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^ *sheet +ben +1\.0 +1\.0 +1\.0 .* 2$", said, re.MULTILINE) and "saliency_answer" in said
     assert main(["feedback", "form", "abacus", "--n", "2", "--output", out]) == 0
     assert main(["feedback", "trust", str(tmp_path / "form.csv")]) == 2
     assert "--key" in capsys.readouterr().err

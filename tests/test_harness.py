@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -326,18 +328,70 @@ def test_bad_commands_say_what_to_do_and_leave_nothing(tmp_path, monkeypatch, ar
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-# -- lm-eval itself
+# -- lm-eval itself, and what it said when it was last asked
+
+RECORDED = Path(__file__).parent / "recorded" / "lm_eval.json"
+COLUMNS = {"gsm8k": ["prompt", "answer_strict", "right_strict", "answer_flexible", "right_flexible"],
+           "mmlu": ["prompt", "answer_letter", "right_letter"]}  # fmt: skip
+SAID = [  # what a model might write, and the published number
+    (" 2+3=5\n#### 5", "5"), (" #### 1,200.50\n\n#### 7", "7"), (" #### $5", "5"), (" ####5", "5"),
+    (" #### -12 of 30", "-12"),
+    (" The answer is 18.", "18"), (" It costs $1,450.00.", "1,450"), (" It costs $1,450.", "1,450"), (" 3-4", "-4"),
+    (" 7 ... or so", "7"), (" ten", "10"), ("", "0"), (" #### 2400.", "2,400"), (" so x=5=5", "5"),
+    (" #### 5 #### 6", "6"),
+    (" #### .5", ".5"), (" 1. 2. 3.", "3"), (" 50%", "50"), (" #### 1e3", "1"), (" \u0665", "5"), (" A#### 8", "8"),
+]  # fmt: skip
+
+
+def asked(task, tmp_path):
+    """Problems, the pool of examples, and how many are shown."""
+    rows = SUMS if task == "gsm8k" else [{**row, "subject": s} for s in ("anatomy", "bones_and_more") for row in BONES]
+    problems = harness.load(task, jsonl(tmp_path / "test.jsonl", rows))
+    pool = [p._replace(question=f"{i}: {p.question}") for i in range(3) for p in problems]
+    return problems, pool, 2 if task == "gsm8k" else 3
+
+
+def said_problems():
+    return [Problem(f"Question {i}?", f"Worked.\n#### {target}") for i, (_, target) in enumerate(SAID)]
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "mmlu"])
+def test_prompts_and_answers_are_those_that_lm_eval_gave(tmp_path, task, reasoner):
+    recorded = pd.DataFrame(json.loads(RECORDED.read_text())[task])
+    problems, pool, shots = asked(task, tmp_path)
+    ours = harness.measure(reasoner, problems, harness.prompts(problems, pool, shots))
+    pd.testing.assert_frame_equal(ours[COLUMNS[task]], recorded[COLUMNS[task]])
+
+
+def test_texts_are_read_as_lm_eval_read_them(reasoner, monkeypatch):
+    recorded = pd.DataFrame(json.loads(RECORDED.read_text())["said"])
+    monkeypatch.setattr(harness, "write", lambda *args, **kwargs: [text for text, _ in SAID])
+    ours = harness.measure(reasoner, said_problems(), harness.prompts(said_problems(), [], 0))
+    pd.testing.assert_frame_equal(ours[COLUMNS["gsm8k"]], recorded[COLUMNS["gsm8k"]])
+    assert 0 < ours["right_strict"].sum() < ours["right_flexible"].sum() < len(SAID)
+
+
+def test_the_recording_is_what_lm_eval_says(tmp_path, reasoner, monkeypatch):
+    """FAITHLAB_RECORD=1 makes it anew."""
+    lm_eval = pytest.importorskip("lm_eval")
+    found = {"lm_eval": lm_eval.__version__}
+    for task in ("gsm8k", "mmlu"):
+        problems, pool, shots = asked(task, tmp_path)
+        found[task] = harness.by_lm_eval(reasoner, problems, pool, shots=shots).to_dict("list")
+    model = sys.modules["lm_eval.models.huggingface"].HFLM
+    monkeypatch.setattr(model, "generate_until", lambda self, requests, **_: [SAID[r.doc_id][0] for r in requests])
+    found["said"] = harness.by_lm_eval(reasoner, said_problems(), shots=0).to_dict("list")
+    if os.environ.get("FAITHLAB_RECORD"):
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+    assert {**json.loads(RECORDED.read_text()), "lm_eval": found["lm_eval"]} == found
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "mmlu"])
 def test_lm_eval_says_the_same_of_every_problem(tmp_path, task, reasoner):
     pytest.importorskip("lm_eval")
-    rows = SUMS if task == "gsm8k" else [{**row, "subject": s} for s in ("anatomy", "bones_and_more") for row in BONES]
-    problems = harness.load(task, jsonl(tmp_path / "test.jsonl", rows))
-    pool = [p._replace(question=f"{i}: {p.question}") for i in range(3) for p in problems]
-    shots = 2 if task == "gsm8k" else 3
+    problems, pool, shots = asked(task, tmp_path)
     ours = harness.measure(reasoner, problems, harness.prompts(problems, pool, shots))
-    theirs = harness.by_lm_eval(reasoner, problems, pool, shots=shots)
-    found = harness.summary(ours, theirs)
+    found = harness.summary(ours, harness.by_lm_eval(reasoner, problems, pool, shots=shots))
     assert found["prompts_differ"].tolist() == found["differ"].tolist() == [0] * len(found)
     assert found["lm_eval"].tolist() == found["value"].tolist()

@@ -178,9 +178,13 @@ class _Reading:
         self.layers = [recorded.layers[i] for i in layers]
         self.recorded, self.row, self.n, self.response = recorded, row, len(trace), trace.response
 
-    def chunks(self, picked: Sequence[Sequence[int] | None]) -> Iterator[tuple[int, int, int, Tensor]]:
+    def chunks(
+        self, picked: Sequence[Sequence[int] | None], within: slice | None = None
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
         """(number of the layer, first row, last row, probabilities [head, row, key up to the last row]) of the picked
-        heads of each layer (None: all), in chunks of rows. Keys behind a chunk's last row have probability 0."""
+        heads of each layer (None: all), in chunks of rows `within` (None: all rows). Keys behind a chunk's last row
+        have probability 0."""
+        begin, end = (0, self.n) if within is None else (within.start, within.stop)
         for number, (layer, chosen) in enumerate(zip(self.layers, picked, strict=True)):
             if chosen is not None and not len(chosen):
                 continue
@@ -190,8 +194,8 @@ class _Reading:
             index = torch.arange(len(q)) if chosen is None else torch.as_tensor(chosen)
             q, k = q[index.to(q.device)], k[(index // group).to(k.device)]
             size = max(1, CHUNK_BYTES // (4 * len(q) * self.n))
-            for first in range(0, self.n, size):
-                last = min(first + size, self.n)
+            for first in range(begin, end, size):
+                last = min(first + size, end)
                 yield number, first, last, layer.probabilities(q[:, first:last], k[:, :last], first)
 
     def first_pass(self, want: Sequence[str]) -> dict[str, Tensor]:
@@ -206,11 +210,9 @@ class _Reading:
         layered = "layer_maps" in want or "mean_map" in want
         maps = torch.zeros(count if "layer_maps" in want else 1, n, n, device=device) if layered else None
         positions = torch.arange(n, device=device, dtype=torch.float32)
-        everything = layered or received is not None
-        for number, first, last, probs in self.chunks([None] * count):
+        within = None if layered else self.response  # nobody asks for the prompt's rows otherwise
+        for number, first, last, probs in self.chunks([None] * count, within):
             rows = inside[first:last]
-            if not everything and not rows.any():
-                continue
             # sum_s P (t - s) = t - sum_s P s, since rows sum to 1: no matrix of distances is needed
             reach = positions[first:last] - probs @ positions[:last]
             distance[number] += (reach * rows).sum(-1)
@@ -242,7 +244,7 @@ class _Reading:
             if "maps" in want:
                 out[name] = torch.zeros(self.n, self.n, device=device)
             picked = [[i % per_layer for i in group if i // per_layer == k] for k in range(len(self.layers))]
-            for _, first, last, probs in self.chunks(picked):
+            for _, first, last, probs in self.chunks(picked, None if "maps" in want else self.response):
                 part = probs.sum(0) / len(group)
                 rows = response[(response >= first) & (response < last)]
                 if "maps" in want:

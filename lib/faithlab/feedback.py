@@ -1,6 +1,7 @@
 """Marks by people (`faithlab.marks`) beside the scores: do they agree, and can a policy be paid for agreeing?
 
     agreement     how well each score finds what people marked: AUROC and Cohen's kappa
+    between       how well people agree with one another: Cohen's kappa of every two of them
     MarksReward   the share of an answer's dependence that rests on what people marked, for `reward_funcs` of TRL
 
 `faithlab feedback` hands out the papers and reads them back; `faithlab feedback --help` shows how.
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +36,8 @@ DESCRIPTION = """Papers for people, and what comes of them.
 
   sheet    reasonings to mark: OUTPUT/sheet.txt, on which a reader puts [[ ]] around what the answer depends on, and
            OUTPUT/sheet.json, which says what was handed out. A second reader gets a copy of both files.
-  agree    reads marked sheets (or .jsonl files of marks), keeps their marks beside them, and prints which scores agree
+  agree    reads marked sheets (or .jsonl files of marks), keeps their marks beside them, and prints which scores agree,
+           and of several readers how well they agree with one another
   planted  the marks of a reader who knows the stories' truth: OUTPUT/planted.jsonl
   form     reasonings to rate from 1 to 5 without knowing who wrote them: OUTPUT/form.csv, and OUTPUT/key.json to keep
   trust    reads filled-in forms with their key and compares the reasoners
@@ -42,6 +45,7 @@ DESCRIPTION = """Papers for people, and what comes of them.
 examples:
   faithlab feedback sheet --n 10 --output marks
   faithlab feedback agree marks/sheet.txt --annotator ada
+  faithlab feedback agree marks/ada.txt marks/ben.txt
   faithlab feedback form abacus runs/train/shortcut_100_sufficiency-1/last --n 20 --output trust
   faithlab feedback trust trust/form.csv --key trust/key.json"""
 SCORES = ("saliency_answer", "cut_answer", "flow", "fai", "waad", "received", "random")
@@ -83,6 +87,29 @@ def agreement(reasoner, marked: Sequence[Marked], scores: Sequence[str] = SCORES
         row = dict(score=name, auroc=where.value, low=where.low, high=where.high)
         rows.append(row | dict(kappa=float(np.nanmean(kappas)), n=where.n))
     return pd.DataFrame(rows)
+
+
+def between(marked: Sequence[Marked], *, seed: int = 0) -> pd.DataFrame:
+    """How well every two readers agree: one row a pair, over the reasonings that both of them judged.
+
+    Columns `one, other`; `kappa`, Cohen's, of which words are marked, mean over reasonings with a bootstrap interval
+    `low, high` (reasonings in which both mark nothing, or everything, have none); `share_one, share_other`, of the
+    words that each of them marks; `n`, reasonings. No rows where no two readers judged the same reasoning.
+    """
+    judged: dict[str, dict[tuple[str, str], list[bool]]] = {}
+    for m in marked:
+        judged.setdefault(m.annotator, {})[m.question, m.reasoning] = m.words()
+    rows = []
+    for (one, first), (other, second) in itertools.combinations(judged.items(), 2):
+        both = first.keys() & second.keys()
+        if not both:
+            continue
+        pairs = [(first[key], second[key]) for key in sorted(both)]
+        where = mean_interval([kappa(a, b) for a, b in pairs], seed=seed)
+        row = dict(one=one, other=other, kappa=where.value, low=where.low, high=where.high)
+        shares = [float(np.concatenate(own).mean()) for own in zip(*pairs, strict=True)]
+        rows.append(row | dict(share_one=shares[0], share_other=shares[1], n=where.n))
+    return pd.DataFrame(rows, columns=["one", "other", "kappa", "low", "high", "share_one", "share_other", "n"])
 
 
 def _highest(values: Tensor, k: int) -> Bool[Tensor, " token"]:
@@ -156,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=int, default=20, help="how many problems (default: 20)")
     add("--seed", type=int, default=0)
     add("--reasoner", default="abacus", help="agree: whose scores (default: abacus)")
-    add("--annotator", default="anonymous", help="agree: whose marks a sheet holds")
+    add("--annotator", help="agree: whose marks a sheet holds (default: the name of its file)")
     add("--key", help="trust: the form's key.json")
     add("--output", default="runs/feedback", help="sheet, form: folder for the files (default: runs/feedback)")
 
@@ -188,10 +215,13 @@ def _agree(args: argparse.Namespace) -> None:
     marked: list[Marked] = []
     for name in args.names:
         path = Path(name)
-        found = load_marks(path) if path.suffix == ".jsonl" else read_sheet(path, args.annotator)
+        found = load_marks(path) if path.suffix == ".jsonl" else read_sheet(path, args.annotator or path.stem)
         if path.suffix != ".jsonl":
             save_marks(found, path.with_suffix(".marks.jsonl"))
         marked += found
+    people = between(marked, seed=args.seed)
+    if len(people):
+        print(f"readers with one another:\n{people.round(3).to_string(index=False)}\n\nscores with readers:")
     print(agreement(load_reasoner(args.reasoner), marked, seed=args.seed).round(3).to_string(index=False))
 
 

@@ -31,6 +31,7 @@ from faithlab.traces import Trace
 HEAD = """# Put [[ ]] around the words and numbers that the answer depends on; as many as you like, or none.
 # Change nothing else. If you cannot judge a reasoning, write skip behind its number, as in: === 3 skip
 """
+WORD = re.compile(r"\w+(?:[.,]\d+)*")  # 7,000 and 3.5 are one
 SIGNS = re.compile(r"\[\[|\]\]|^===", re.MULTILINE)  # the sheet's own
 
 
@@ -68,6 +69,13 @@ class Marked:
         for start, end in self.marks:
             out[[p - trace.reasoning.start for p in trace.tokens_between(start, end)]] = True
         return out
+
+    def words(self) -> list[bool]:
+        """Of every word and number of the reasoning, in order, whether it is marked, in whole or in part."""
+        inside = np.zeros(len(self.reasoning) + 1, dtype=bool)
+        for start, end in self.marks:
+            inside[start:end] = True
+        return [bool(inside[slice(*word.span())].any()) for word in WORD.finditer(self.reasoning)]
 
     @property
     def phrases(self) -> list[str]:

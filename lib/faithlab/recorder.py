@@ -35,15 +35,16 @@ class LayerRecord:
 
     def probabilities(self, q, k, first: int) -> Float[Tensor, "head row key"]:
         """Attention of the query rows `first` and following to the keys 0 to the last of these rows, in float32."""
-        scores = (q @ k.transpose(-1, -2)).mul_(self.scaling)
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
         rows = torch.arange(first, first + q.shape[1], device=q.device)[:, None]
         keys = torch.arange(k.shape[1], device=q.device)[None]
         hidden = keys > rows
         if self.window is not None:
             hidden |= rows - keys >= self.window
-        return scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+        bias = torch.zeros(hidden.shape, device=q.device).masked_fill_(hidden, -torch.inf)
+        if self.softcap is None:  # product, scale and mask in one go over the scores, which are what costs
+            return torch.baddbmm(bias[None], q, k.transpose(-1, -2), alpha=self.scaling).softmax(-1)
+        scores = (q @ k.transpose(-1, -2)).mul_(self.scaling / self.softcap).tanh_().mul_(self.softcap)
+        return scores.add_(bias).softmax(-1)
 
 
 @dataclass(frozen=True)
