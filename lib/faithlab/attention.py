@@ -43,6 +43,7 @@ __all__ = [
 WANTS = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
 LAYER_RANGES = ("middle", "bottom", "top", "all")
 READ = 5  # layers of a range
+LIKE = 0.8
 CHUNK_BYTES = 2**24  # of attention probabilities at a time
 
 
@@ -123,11 +124,11 @@ def capture(
     side: Literal["left", "right"] = "left",
     quiet: bool = True,
 ) -> AttentionSummary:
-    """Read a model's attention over a batch of traces in one forward pass. All that is returned is on the CPU.
+    """Read a model's attention over traces in one forward pass of each. All that is returned is on the CPU.
 
     Args:
         model: any causal language model of transformers, on any device, with any attention backend.
-        traces: padded to one batch; nothing depends on the padding.
+        traces: padded to a batch of each length's like; nothing depends on the padding.
         layers: see `read_layers`.
         want: "profiles" (WAAD, FAI), "maps" (local and global), "mean_map", "layer_maps", "received" (with kurtosis),
             "entropy". Every map asked for is N x N a trace; the others are vectors.
@@ -142,15 +143,20 @@ def capture(
     for name in want:
         if name not in WANTS:
             raise unknown("thing to capture", name, WANTS)
+    if not traces:
+        raise FaithlabError("no traces to read attention of; give at least one")
     config = model.config.get_text_config()
     chosen = groups.layers if groups is not None else read_layers(layers, config.num_hidden_layers)
     for i, t in enumerate(traces):
         if t.response.stop <= t.response.start:
             raise FaithlabError(f"trace {i} has no response: nothing was written, so there is nothing to read")
-    batch = collate(traces, pad_id=pad_id, side=side, device=model.device)
     check_fits(model, [len(t) for t in traces], len(chosen), want, CHUNK_BYTES, quiet=quiet)
-    recorded = record(model, batch, chosen, entropy="entropy" in want)
-    readings = [_Reading(recorded, row, t, chosen) for row, t in enumerate(batch.traces)]
+    found: dict[int, _Reading] = {}
+    for places in _of_like_length(traces):
+        batch = collate([traces[i] for i in places], pad_id=pad_id, side=side, device=model.device)
+        recorded = record(model, batch, chosen, entropy="entropy" in want)
+        found |= {i: _Reading(recorded, row, traces[i], chosen) for row, i in enumerate(places)}
+    readings = [found[i] for i in range(len(traces))]
     parts = [r.first_pass(want) for r in readings]
     distance = torch.stack([p["distance"] for p in parts]).mean(0)
     if not torch.isfinite(distance).all():
@@ -162,11 +168,22 @@ def capture(
     for r, part in zip(readings, parts, strict=True):
         if "profiles" in want or "maps" in want:
             part |= r.second_pass(local, global_, want, window, horizon)
-        if recorded.entropy is not None:
+        if "entropy" in want:
             part["entropy"] = r.entropy()
         part |= {name: value.cpu() for name, value in part.items()}
-    found = tuple(TraceAttention(**part) for part in parts)
-    return AttentionSummary(chosen, distance.cpu(), local.cpu(), global_.cpu(), found)
+    read = tuple(TraceAttention(**part) for part in parts)
+    return AttentionSummary(chosen, distance.cpu(), local.cpu(), global_.cpu(), read)
+
+
+def _of_like_length(traces: Sequence[Trace]) -> list[list[int]]:
+    """Numbers of the traces by length, in parts of which no trace is shorter than `LIKE` times the longest: what is
+    padding costs as much as what is not."""
+    parts: list[list[int]] = []
+    for i in sorted(range(len(traces)), key=lambda i: -len(traces[i])):
+        if not parts or len(traces[i]) < LIKE * len(traces[parts[-1][0]]):
+            parts.append([])
+        parts[-1].append(i)
+    return parts
 
 
 class _Reading:
