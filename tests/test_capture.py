@@ -12,7 +12,8 @@ from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 from faithlab import attention, heads
 from faithlab.attention import capture, read_layers
 from faithlab.errors import FaithlabError
-from faithlab.traces import Trace
+from faithlab.recorder import hidden_states
+from faithlab.traces import Trace, collate
 
 EVERYTHING = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
 
@@ -209,3 +210,30 @@ def test_not_a_number_is_a_clear_error():
         reasoner.model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan
     with pytest.raises(FaithlabError, match="not finite"):
         capture(reasoner.model, tiny_traces(reasoner))
+
+
+# -- hidden states
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layers", [(0,), (1,), (2, 0), (1, 3), (3,)])
+def test_hidden_states_are_transformers_own(architecture, layers):
+    reasoner = tiny_reasoner(architecture)
+    r = reasoner.model
+    batch = collate(tiny_traces(reasoner), pad_id=reasoner.pad_id)
+    inputs = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
+    with torch.no_grad():
+        states = r(**inputs, output_hidden_states=True).hidden_states
+    for i, found in zip(layers, hidden_states(r, batch, layers), strict=True):
+        torch.testing.assert_close(found, states[i], equal_nan=True)
+    assert not any(m._forward_pre_hooks for m in r.modules())
+
+
+def test_hidden_states_end_where_no_more_is_read(monkeypatch):
+    reasoner = tiny_reasoner()
+    r, batch = reasoner.model, collate(tiny_traces(reasoner), pad_id=reasoner.pad_id)
+    monkeypatch.setattr(r.model.layers[1], "forward", None)
+    assert hidden_states(r, batch, (1, 0))[0].shape[:2] == batch.input_ids.shape
+    for layers in ((), (4,), (-1,)):
+        with pytest.raises(FaithlabError, match="the model has 0 to 3"):
+            hidden_states(r, batch, layers)

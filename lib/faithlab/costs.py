@@ -25,7 +25,7 @@ import torch
 
 from faithlab.errors import FaithlabError, check_number
 
-STEPS = 20  # of the optimised mask, with early stopping; notebook 04 measures them
+STEPS = 30  # of the optimised mask, with early stopping; notebook 04 measures them
 PUBLISHED_STEPS = 200
 READ_LAYERS = 5  # whose attention is read, at most; the deepest of them at two thirds of the depth
 MAP = 4  # bytes of an attention probability, kept as float32

@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faithlab import processes
-from faithlab.biases import evaluating, frozen
+from faithlab.biases import frozen
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import Scope, until_answer
 from faithlab.masked_answer import MaskedAnswer
+from faithlab.recorder import hidden_states
 from faithlab.results import write_atomically
 from faithlab.saliency import FLOOR, SPARSITY, Saliency, batches_of, undefined
 from faithlab.traces import Trace, collate
@@ -77,10 +78,12 @@ class MaskNetwork(nn.Module):
 
     @classmethod
     def for_model(cls, model, **options) -> MaskNetwork:
-        """A network for a policy: reads the states after the middle and after the last layer, unless told otherwise."""
+        """A network for a policy: reads the embeddings and the states a third of the way up, unless told otherwise.
+
+        The layers above need not run then. On abacus reading the middle and the last layer instead finds the decisive
+        token a little better and takes three times as long."""
         config = model.config.get_text_config()
-        depth = config.num_hidden_layers
-        options.setdefault("layers", tuple(sorted({(depth + 1) // 2, depth})))
+        options.setdefault("layers", (0, max(1, config.num_hidden_layers // 3)))
         return cls(MaskNetworkConfig(config.hidden_size, **options)).to(model.device)
 
     def save(self, folder: str | Path) -> None:
@@ -121,15 +124,10 @@ def read_states(
     model, traces: Sequence[Trace], layers: Sequence[int], pad_id: int = 0
 ) -> tuple[Float[Tensor, "trace token size"], Float[Tensor, "trace size"], Bool[Tensor, "trace token"]]:
     """Hidden states of the reasoning tokens (padded on the right), of the row that writes the answer's first token, and
-    which tokens are real. One forward pass."""
+    which tokens are real. One forward pass, up to the last layer that is read."""
     cropped = [until_answer(t) for t in traces]
     batch = collate(cropped, pad_id=pad_id, device=model.device)
-    with evaluating(model):
-        states = model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids,
-            use_cache=False, output_hidden_states=True,
-        ).hidden_states  # fmt: skip
-    kept = torch.cat([states[i] for i in layers], -1).float()
+    kept = torch.cat(hidden_states(model, batch, layers), -1).float()
     longest = max(t.reasoning.stop - t.reasoning.start for t in traces)
     tokens = kept.new_zeros(len(traces), longest, kept.shape[-1])
     valid = torch.zeros(len(traces), longest, dtype=torch.bool, device=kept.device)

@@ -1,4 +1,4 @@
-"""Queries and keys of a forward pass, recorded on the way through whatever attention backend a model has.
+"""Queries, keys and hidden states of a forward pass, recorded on the way through whatever backend a model has.
 
 While a model runs inside `record`, its attention is dispatched to a function that notes the arguments it is called with
 and hands them on to the backend's own function. Nothing else about the model changes, and the backend's name is put
@@ -8,13 +8,14 @@ back afterwards, also after an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.heads import entropy as token_entropy
 from faithlab.interception import intercepted
@@ -99,6 +100,41 @@ def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False)
     if missing:
         raise FaithlabError(f"layers {missing} have no attention that passes transformers' interface; read others")
     return Recorded(tape.records, batch.starts, _entropies(model, hidden) if entropy else None)
+
+
+@torch.no_grad()
+def hidden_states(model, batch: Batch, layers: Sequence[int]) -> list[Float[Tensor, "batch column dim"]]:
+    """What enters each of the zero-based `layers`, as transformers counts its `hidden_states`: 0 is the embeddings, and
+    the number of layers is what leaves the model, after its last normalisation. The pass ends where no more is read.
+
+    Raises `FaithlabError` for a layer that the model does not have.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    if not layers or not all(0 <= i <= depth for i in layers):
+        raise FaithlabError(f"states {list(layers)} cannot be read; the model has 0 to {depth}")
+    blocks = next((m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
+    inputs = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
+    if blocks is None or depth in layers:
+        with evaluating(model):
+            states = model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+        return [states[i] for i in layers]
+    found: dict[int, Tensor] = {}
+
+    def reader(i):
+        def note(module, args, options):
+            found[i] = args[0] if args else options["hidden_states"]
+            if i == max(layers):
+                raise _Enough
+
+        return note
+
+    with ExitStack() as stack:
+        for i in set(layers):
+            stack.callback(blocks[i].register_forward_pre_hook(reader(i), with_kwargs=True).remove)
+        stack.enter_context(evaluating(model))
+        with suppress(_Enough):
+            model.base_model(**inputs, use_cache=False)
+    return [found[i] for i in layers]
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ OPTIMISERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 SIGNS = ("reopened", "suppressed")
 PARAMETRISATIONS = ("projected", "sigmoid")
 FLOOR, SPARSITY, STEPS, RATE = -12.0, 4.0, 60, 0.1  # chosen in notebook 04
+PATIENCE = 15  # with 5 the mask stops a third sooner, before its small values have come to rest (bench_saliency)
 TOKENS_PER_BATCH = 8192  # padded tokens of one batch
 SMALLEST_START = 0.02  # of the sigmoid, whose gradient vanishes at 0
 
@@ -117,7 +118,7 @@ def optimise_mask(
     start: float = 0.5,
     sign: str = "reopened",
     normalise: bool = False,
-    patience: int = 5,
+    patience: int = PATIENCE,
     tolerance: float = 1e-3,
     split: Split = sentences,
     pad_id: int = 0,
