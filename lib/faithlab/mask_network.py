@@ -78,12 +78,12 @@ class MaskNetwork(nn.Module):
 
     @classmethod
     def for_model(cls, model, **options) -> MaskNetwork:
-        """A network for a policy: reads the embeddings and the states a third of the way up, unless told otherwise.
+        """A network for a policy: reads the embeddings and the states half the way up, unless told otherwise.
 
-        The layers above need not run then. On abacus reading the middle and the last layer instead finds the decisive
-        token a little better and takes three times as long."""
+        The layers above need not run then. On abacus reading the last layer's states too adds less than 0.01 to
+        the AUROC of the decisive token, and takes twice as long."""
         config = model.config.get_text_config()
-        options.setdefault("layers", (0, max(1, config.num_hidden_layers // 3)))
+        options.setdefault("layers", (0, max(1, config.num_hidden_layers // 2)))
         return cls(MaskNetworkConfig(config.hidden_size, **options)).to(model.device)
 
     def save(self, folder: str | Path) -> None:
