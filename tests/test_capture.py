@@ -12,6 +12,7 @@ from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 from faithlab import attention, heads
 from faithlab.attention import capture, read_layers
 from faithlab.errors import FaithlabError
+from faithlab.memory import capture_bytes
 from faithlab.recorder import hidden_states
 from faithlab.traces import Trace, collate
 
@@ -237,3 +238,10 @@ def test_hidden_states_end_where_no_more_is_read(monkeypatch):
     for layers in ((), (4,), (-1,)):
         with pytest.raises(FaithlabError, match="the model has 0 to 3"):
             hidden_states(r, batch, layers)
+
+
+def test_one_long_trace_is_not_counted_as_many():
+    """Parts of like length are run one after the other, so that only one part's activations are alive."""
+    model = tiny_reasoner().model
+    apart, together = (capture_bytes(model, parts, 2, (), 0) for parts in ([[400], [20] * 50], [[400] + [20] * 50]))
+    assert apart < together / 10

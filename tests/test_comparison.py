@@ -121,6 +121,17 @@ def test_arms_are_compared_over_the_seeds_they_share():
     assert found.loc["better", "seeds"] == 2 and found.loc["better", "p_holm"] < 0.01 < found.loc["same", "p_holm"]
 
 
+def test_no_pair_is_tested_twice():
+    rng = np.random.default_rng(1)
+    table = runs(one=rng.random((3, 40)), two=rng.random((3, 40)), three=rng.random((3, 40)))
+    found = compare(table, ["one", "two", "three"], ["one", "two"], "right")
+    assert list(zip(found["arm"], found["against"], strict=True)) == [
+        ("two", "one"),
+        ("three", "one"),
+        ("three", "two"),
+    ]
+
+
 def test_levels_are_means_over_seeds_and_problems():
     values = np.random.default_rng(0).random((3, 30))
     values[0, :5] = np.nan
@@ -143,6 +154,9 @@ def test_mistakes_are_named():
         matrix(table, "none", "right", condition="wrong hint")
     with pytest.raises(FaithlabError, match="no column 'wrong'"):
         matrix(table, "base", "wrong")
+    twice = pd.concat([table, table.assign(condition="wrong hint")])
+    with pytest.raises(FaithlabError, match=r"several rows of a problem: name one condition; there are .*wrong hint"):
+        compare(twice, ["base"], ["alone"], "right")
     with pytest.raises(FaithlabError, match="of one shape"):
         difference(np.ones((2, 3)), np.ones((3, 2)))
 

@@ -182,6 +182,20 @@ def save_copy(reasoner, folder):
     reasoner.tokenizer.save_pretrained(folder)
 
 
+def test_parts_draw_random_numbers_of_their_own(tmp_path, monkeypatch, parts_of_two):
+    """The same problem in two parts is answered by other samples."""
+    seen = []
+
+    def measured(reasoner, task, rows, *, seed, **options):
+        seen.append(seed)
+        return pd.DataFrame(dict(problem=range(len(rows)), accuracy=1.0))
+
+    monkeypatch.setattr(evaluate.evaluation, "measure", measured)
+    evaluate._one("abacus", tmp_path / "a.csv", [{}] * 6, dict(task="stories", groups=(), samples=1, temperature=1,
+                                                               seed=3), False)  # fmt: skip
+    assert seen[0] == 3 and len(set(seen)) == 3
+
+
 def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
     call = ["evaluate", "abacus", copy, "--n", "3", "--samples", "2", "--quiet", "-o", "hops", "[1, 1]"]
     assert main([*call, "--groups", "accuracy,early", "--output", str(tmp_path / "out")]) == 0

@@ -72,6 +72,22 @@ def test_hiding_the_prompt_equals_a_plain_masked_forward(architecture):
     assert (prompt_hidden_logp(reasoner, traces) - answer_logp(reasoner, traces)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hiding_a_shared_prompt_hides_all_of_it(architecture):
+    """What prompts share stands in the first columns, whatever the padding behind it."""
+    reasoner = tiny_reasoner(architecture)
+    question = "Ada has 3 pears. " + "Ben has 4 more pears than Ada. " * 3 + "How many pears does Ben have?"
+    long = "Ada = 3. " * 12
+    traces = [reasoner.trace(question, "Ada = 3.", "7"), reasoner.trace(question, long, "7")]
+    shared = shared_prefix(reasoner.model, [t.input_ids[t.prompt].tolist() for t in traces])
+    assert (shared > 32) == (architecture not in ("gemma3", "mistral"))
+    expected = []
+    for t in traces:
+        blind = [(r, c) for r in range(t.reasoning.stop, len(t)) for c in range(t.prompt.start + 1, t.prompt.stop)]
+        expected.append(naive_logp(reasoner.model, t.input_ids, t.answer, blind))
+    assert prompt_hidden_logp(reasoner, traces).tolist() == pytest.approx(expected, abs=2e-4)
+
+
 def test_replacing_reruns_every_later_row():
     reasoner = tiny_reasoner()
     traces = tiny_traces(reasoner)

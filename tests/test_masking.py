@@ -75,7 +75,7 @@ def test_extremes_take_the_ends_and_break_ties_at_random():
     ties = {tuple(extremes([0.0] * 10, 0.2, "top", np.random.default_rng(s))) for s in range(20)}
     assert len(ties) > 5
     assert len(extremes(range(10), 0.3, "random", rng)) == 3
-    with pytest.raises(FaithlabError, match="top, bottom or random"):
+    with pytest.raises(FaithlabError, match="unknown kind of masking"):
         extremes(scores, 0.4, "best", rng)
 
 

@@ -1,17 +1,23 @@
 """Rollouts as traces and back: spans, padding, and scores that equal those of the traces one by one."""
 
+import dataclasses
+
 import pytest
 import torch
-from tiny import tiny_reasoner, tiny_traces
+from datasets import Dataset
+from tiny import byte_tokenizer, tiny_reasoner, tiny_traces
+from tokenizers.processors import TemplateProcessing
 
 from faithlab import tasks
 from faithlab.attention import capture
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow
+from faithlab.formats import ChatFormat, PlainFormat
 from faithlab.models import load_reasoner
-from faithlab.rollouts import SCORES, read_rollouts, rollouts_of, score_rollouts
+from faithlab.rollouts import SCORES, prompt_ids, read_rollouts, rollouts_of, score_rollouts
 from faithlab.token_scores import score
 from faithlab.traces import pad_rows
+from faithlab.training import prompts_of
 
 
 def as_tensors(traces, pad_id=0):
@@ -78,3 +84,27 @@ def test_random_scores_follow_the_seed():
 def test_an_unknown_score_is_named():
     with pytest.raises(FaithlabError, match="did you mean 'flow'"):
         score_rollouts(("flows",), tiny_reasoner(), [], 4)
+
+
+# -- the token that begins a text
+
+
+@pytest.mark.parametrize("adds", [True, False], ids=["added by the tokenizer", "not added"])
+@pytest.mark.parametrize("writes", [True, False], ids=["written by the template", "not written"])
+def test_a_prompt_begins_once_however_it_is_made(adds, writes):
+    """As in Llama's chats, where both the template and the tokenizer put the same token first."""
+    template = "{{ '<s>' }}" * writes + "{% for m in messages %}{{ m['content'] }}\n{% endfor %}Reasoning:"
+    tokenizer = byte_tokenizer(template)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    if adds:
+        begin = [("<s>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=begin)
+    reasoner = dataclasses.replace(tiny_reasoner(), tokenizer=tokenizer)
+    for form in (ChatFormat(), PlainFormat()):
+        once = int(adds or (writes and isinstance(form, ChatFormat)))
+        asked = reasoner.with_format(form)
+        ids = asked.prompt_ids("2 + 3?")
+        assert ids.count(tokenizer.bos_token_id) == once == ids[:1].count(tokenizer.bos_token_id)
+        assert prompt_ids(tokenizer, form.prompt("2 + 3?", tokenizer)) == ids
+        rows = prompts_of(asked, Dataset.from_list([{"question": "2 + 3?"}]), "chain_sum")
+        assert tokenizer(rows[0]["prompt"]).input_ids == ids, "as TRL reads it"

@@ -207,8 +207,12 @@ def test_a_single_reasoning_token_and_an_answer_longer_than_the_sliding_window()
     [
         (dict(floor=0.0), "floor < 0"),
         (dict(ceiling=-1.0), "floor < 0"),
-        (dict(steps=0), "steps >= 1"),
-        (dict(sparsity=-1.0), "sparsity >= 0"),
+        (dict(floor=float("nan")), "floor < 0"),
+        (dict(steps=0), "steps=0"),
+        (dict(steps=30.5), "steps=30.5 .* whole number"),
+        (dict(sparsity=-1.0), "sparsity=-1"),
+        (dict(sparsity=float("nan")), "sparsity=nan"),
+        (dict(rate=0), "rate=0"),
         (dict(start=2.0), "start=2"),
         (dict(optimiser="adamm"), "unknown optimiser 'adamm'; did you mean 'adam'"),
         (dict(sign="open"), "unknown sign"),
@@ -221,6 +225,13 @@ def test_bad_settings_are_clear_errors(options, message):
     reasoner = tiny_reasoner()
     with pytest.raises(FaithlabError, match=message):
         optimise_mask(reasoner.model, tiny_traces(reasoner), **options)
+
+
+def test_a_sigmoid_that_starts_open_still_moves():
+    reasoner = tiny_reasoner()
+    found = optimise_mask(reasoner.model, tiny_traces(reasoner)[:1], parametrisation="sigmoid", start=1.0, sparsity=9.0,
+                          steps=20, pad_id=reasoner.pad_id)  # fmt: skip
+    assert found.values[0].min() < 0.95
 
 
 def test_bad_models_and_traces_are_clear_errors():

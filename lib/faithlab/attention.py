@@ -150,9 +150,10 @@ def capture(
     for i, t in enumerate(traces):
         if t.response.stop <= t.response.start:
             raise FaithlabError(f"trace {i} has no response: nothing was written, so there is nothing to read")
-    check_fits(model, [len(t) for t in traces], len(chosen), want, CHUNK_BYTES, quiet=quiet)
+    alike = _of_like_length(traces)
+    check_fits(model, [[len(traces[i]) for i in p] for p in alike], len(chosen), want, CHUNK_BYTES, quiet=quiet)
     found: dict[int, _Reading] = {}
-    for places in _of_like_length(traces):
+    for places in alike:
         batch = collate([traces[i] for i in places], pad_id=pad_id, side=side, device=model.device)
         recorded = record(model, batch, chosen, entropy="entropy" in want)
         found |= {i: _Reading(recorded, row, traces[i], chosen) for row, i in enumerate(places)}

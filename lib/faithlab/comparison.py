@@ -131,6 +131,9 @@ def matrix(
         part = part[part["condition"] == condition]
     if part.empty:
         raise FaithlabError(f"no finished run of {arm!r}" + (f", {condition}" if condition else ""))
+    if part.duplicated(["seed", unit]).any():
+        kinds = ", ".join(map(str, part["condition"].unique())) if "condition" in part else "none"
+        raise FaithlabError(f"{arm!r} has several rows of a {unit}: name one condition; there are {kinds}")
     return part.pivot(index="seed", columns=unit, values=quantity)
 
 
@@ -145,17 +148,18 @@ def compare(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every arm against each of `against`, over the seeds and problems that both have: columns `arm, against`, those of
-    `Difference`, and `p_holm`, corrected over the whole table. A base with one run, as the untrained policy, is laid
-    beside every seed of the arms.
+    `Difference`, and `p_holm`, corrected over the whole table. No pair comes twice, nor turned round. A base with one
+    run, of a seed that an arm has not, as the untrained policy, is laid beside every seed of that arm.
 
     Raises `FaithlabError` where two arms share no seed.
     """
-    rows = []
+    rows, done = [], set()
     for base in against:
         second = matrix(table, base, quantity, condition=condition, unit=unit)
         for arm in arms:
-            if arm == base:
+            if arm == base or (base, arm) in done:
                 continue
+            done.add((arm, base))
             first = matrix(table, arm, quantity, condition=condition, unit=unit)
             seeds, units = first.index.intersection(second.index), first.columns.intersection(second.columns)
             beside = second

@@ -32,6 +32,7 @@ from faithlab.models import fingerprint, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.tasks.fewshot import for_task
 
+STRIDE = 10**6  # between the seeds of problems that follow one another
 PART = 24  # problems between two savings; sampling is keyed by the place in a part, so that a resumed run is the same
 DEFAULT = ("accuracy", "text", "reading", "reasoning", "sufficiency", "early", "mistake", "filler", "paraphrase")
 
@@ -121,9 +122,11 @@ def _one(source: str, path: Path, rows: list[dict], settings: Mapping, progress:
     if len(done) >= len(rows):
         return done
     reasoner = for_task(load_reasoner(source), settings["task"])
-    passed = {k: settings[k] for k in ("groups", "samples", "temperature", "seed")}
+    passed = {k: settings[k] for k in ("groups", "samples", "temperature")}
     for first in range(len(done) // PART * PART, len(rows), PART):
-        part = evaluation.measure(reasoner, settings["task"], rows[first : first + PART], progress=progress, **passed)
+        seed = settings["seed"] + STRIDE * first  # no two parts draw the same random numbers
+        some = rows[first : first + PART]
+        part = evaluation.measure(reasoner, settings["task"], some, progress=progress, seed=seed, **passed)
         part["problem"] += first
         done = pd.concat([done[:first], part], ignore_index=True)
         if not (record := path.with_name("evaluation.json")).is_file():

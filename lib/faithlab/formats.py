@@ -40,6 +40,18 @@ def question_text(problem: str | Mapping) -> str:
     return question
 
 
+def adds_begin(tokenizer) -> bool:
+    """Whether the tokenizer puts a token of its own before every text, as those of Llama and Gemma do."""
+    return tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("").input_ids
+
+
+def begun(tokenizer, ids: list[int]) -> list[int]:
+    """A prompt's ids with the token that texts begin with, once, where the tokenizer adds one (`adds_begin`): a chat
+    template may have written it already."""
+    begin = tokenizer.bos_token_id
+    return [begin, *ids] if adds_begin(tokenizer) and ids[:1] != [begin] else ids
+
+
 @dataclass(frozen=True)
 class PlainFormat:
     """`Question: … Reasoning: … Answer: …`, few-shot examples in the same form before it.

@@ -118,10 +118,10 @@ def variant_logp(
             by_trace.setdefault(v.trace, []).append(index)
     # Traces of like length and tail share a prefill; each prefill serves all variants of its traces.
     order = sorted(by_trace, key=lambda i: (len(traces[i]), i))
-    bar = tqdm(total=sum(map(len, by_trace.values())), disable=not progress, unit="variant", leave=False)
     width = max((len(traces[i]) for i in order), default=1)
     group = max(1, ROWS_PER_CALL // width)
-    with evaluating(reasoner.model):  # a trainer's model may come in train mode
+    bar = tqdm(total=sum(map(len, by_trace.values())), disable=not progress, unit="variant", leave=False)
+    with bar, evaluating(reasoner.model):  # a trainer's model may come in train mode
         for first in range(0, len(order), group):
             members = order[first : first + group]
             jobs = [(row, index) for row, i in enumerate(members) for index in by_trace[i]]
@@ -130,7 +130,6 @@ def variant_logp(
                 done = [index for _, indices in slots for index in indices]
                 out[done] = run(slots, variants).float().cpu()
                 bar.update(len(done))
-    bar.close()
     return out
 
 
@@ -207,7 +206,8 @@ class _Run:
             for position, token in v.replaced.items():
                 ids[k, starts[row] + position] = token
             if v.hidden:
-                hidden[k, [starts[row] + p for p in v.hidden]] = True
+                shared = self.batch.shared  # whose columns begin at 0
+                hidden[k, [p if p < shared else starts[row] + p for p in v.hidden]] = True
                 after = self.traces[row].reasoning.stop if self.scope == "answer" else min(v.hidden) + 1
                 blind[k, starts[row] + after :] = True
         bias = cut_bias(blind[:, upto:], hidden, model.dtype)

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from faithlab.attention import cut_bias, model_mask
-from faithlab.errors import FaithlabError
+from faithlab.biases import evaluating
+from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import cut_rollout, end_ids
 from faithlab.prefill import prefill, shared_prefix
 from faithlab.tasks.scoring import Score, gold_of, same_answer
@@ -42,16 +43,16 @@ def masked_answers(
         if t.answer.stop <= t.answer.start:
             raise FaithlabError("a trace without an answer has no place at which to ask for one")
     out = [""] * len(traces)
-    bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
-    while order:
-        size = max(1, PAIRS // len(traces[order[0]]) ** 2)
-        some, order = order[:size], order[size:]
-        answers = _answers(reasoner, [traces[i] for i in some], [hidden[i] for i in some])
-        for i, answer in zip(some, answers, strict=True):
-            out[i] = answer
-        bar.update(len(some))
-    bar.close()
+    bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)
+    with bar, evaluating(reasoner.model):
+        while order:
+            size = max(1, PAIRS // len(traces[order[0]]) ** 2)
+            some, order = order[:size], order[size:]
+            answers = _answers(reasoner, [traces[i] for i in some], [hidden[i] for i in some])
+            for i, answer in zip(some, answers, strict=True):
+                out[i] = answer
+            bar.update(len(some))
     return out
 
 
@@ -114,7 +115,7 @@ def extremes(scores: Sequence[float], share: float, kind: str, rng: np.random.Ge
     order = np.lexsort((rng.random(len(values)), values))
     picked = dict(top=order[::-1], bottom=order, random=rng.permutation(len(values)))
     if kind not in picked:
-        raise FaithlabError(f"unknown kind {kind!r}: use top, bottom or random")
+        raise unknown("kind of masking", kind, picked)
     return sorted(int(i) for i in picked[kind][:count])
 
 

@@ -18,21 +18,27 @@ MAPS = {"maps": 2, "mean_map": 1}  # N x N maps kept of each trace; layer_maps: 
 PASSES = 4  # arrays of the size of a chunk of probabilities alive at once
 
 
-def capture_bytes(model, lengths: Sequence[int], layers: int, want: Sequence[str], chunk: int) -> int:
-    """An estimate of what `attention.capture` allocates beyond the model, in bytes.
+def capture_bytes(model, parts: Sequence[Sequence[int]], layers: int, want: Sequence[str], chunk: int) -> int:
+    """An estimate of what `attention.capture` allocates beyond the model, in bytes, for traces of the lengths in
+    `parts`, each of which is run as a batch.
 
-    Activations of the forward pass (a handful of hidden states and the widest layer's), the padding mask, the recorded
-    queries and keys, the maps that are kept, and the working maps of one trace.
+    The largest part's activations of the forward pass (a handful of hidden states and the widest layer's) and padding
+    mask, all parts' recorded queries and keys, the maps that are kept, and the working maps of one trace.
     """
-    shape, width, size = Shape.of(model.config), max(lengths), torch.finfo(model.dtype).bits // 8
-    columns = width * len(lengths)
-    forward = columns * size * (6 * shape.hidden + 3 * shape.inner) + len(lengths) * width**2
-    if model.config.get_text_config()._attn_implementation == "eager":  # which holds some copies of N x N weights
-        forward += 3 * len(lengths) * shape.heads * width**2 * size
-    recorded = columns * size * layers * (shape.heads + shape.key_heads) * shape.head_dim
+    shape, size = Shape.of(model.config), torch.finfo(model.dtype).bits // 8
+    forward, recorded = 0, 0
+    for lengths in parts:
+        width = max(lengths)
+        columns, pairs = width * len(lengths), width**2 * len(lengths)
+        part = columns * size * (6 * shape.hidden + 3 * shape.inner) + pairs
+        if model.config.get_text_config()._attn_implementation == "eager":  # which holds some copies of N x N weights
+            part += 3 * pairs * shape.heads * size
+        forward = max(forward, part)
+        recorded += columns * size * layers * (shape.heads + shape.key_heads) * shape.head_dim
+    every = [n for lengths in parts for n in lengths]
     kept = sum(MAPS.get(name, 0) for name in want) + (layers if "layer_maps" in want else 0)
-    maps = sum(n * n for n in lengths) * FLOAT * kept
-    working = width**2 * FLOAT * (2 if kept else 0) + PASSES * chunk  # a trace's maps, and the rows in progress
+    maps = sum(n * n for n in every) * FLOAT * kept
+    working = max(every) ** 2 * FLOAT * (2 if kept else 0) + PASSES * chunk  # a trace's maps, and the rows in progress
     return int(forward + recorded + maps + working)
 
 
@@ -44,12 +50,17 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def check_fits(model, lengths: Sequence[int], layers: int, want: Sequence[str], chunk: int, *, quiet: bool) -> int:
-    """Print the estimate unless `quiet`; return it. Raises `FaithlabError`, with the remedy, if it cannot fit."""
-    needed, free = capture_bytes(model, lengths, layers, want, chunk), available_bytes(model.device)
+def check_fits(
+    model, parts: Sequence[Sequence[int]], layers: int, want: Sequence[str], chunk: int, *, quiet: bool
+) -> int:
+    """Print the estimate of `capture_bytes` unless `quiet`; return it.
+
+    Raises `FaithlabError`, with the remedy, if it cannot fit.
+    """
+    needed, free = capture_bytes(model, parts, layers, want, chunk), available_bytes(model.device)
     if not quiet:
         print(
-            f"capture: {len(lengths)} traces of up to {max(lengths)} tokens, {layers} layers, "
+            f"capture: {sum(map(len, parts))} traces of up to {max(map(max, parts))} tokens, {layers} layers, "
             f"about {needed / 2**30:.2f} GB of {free / 2**30:.1f} GB free"
         )
     if needed > free:

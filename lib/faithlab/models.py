@@ -27,7 +27,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from faithlab.errors import FaithlabError, check_number, first_words, unknown
-from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat, is_hub_id, unknown_reasoner
+from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat, begun, is_hub_id, unknown_reasoner
 from faithlab.generation import Rollout, generate_ids, stream_key
 from faithlab.traces import Trace, build_trace
 
@@ -74,7 +74,8 @@ class Reasoner:
         return ids
 
     def prompt_ids(self, problem: str | Mapping) -> list[int]:
-        return self.ids(self.format.prompt(problem, self.tokenizer))
+        """The ids of a problem's prompt, with the token that begins a text where the tokenizer has one."""
+        return begun(self.tokenizer, self.ids(self.format.prompt(problem, self.tokenizer)))
 
     def trace(self, question: str | Mapping, reasoning: str, answer: str) -> Trace:
         """The trace of a given reasoning and answer to a question, as if this reasoner had written them.

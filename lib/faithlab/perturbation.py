@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 import torch
 
+from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.traces import Trace
@@ -34,7 +35,8 @@ def alternatives(reasoner, trace: Trace, positions: Sequence[int], k: int) -> li
     special = set(reasoner.tokenizer.all_special_ids)
     rows = torch.tensor([p - 1 for p in positions], device=reasoner.device)
     ids = trace.input_ids[None].to(reasoner.device)
-    logits = reasoner.model(input_ids=ids, logits_to_keep=rows).logits[0].float()
+    with evaluating(reasoner.model):
+        logits = reasoner.model(input_ids=ids, logits_to_keep=rows).logits[0].float()
     out = []
     for row, p in zip(logits, positions, strict=True):
         ranked = row.topk(min(k + 1 + len(special), len(row))).indices.tolist()

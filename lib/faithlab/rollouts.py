@@ -18,6 +18,7 @@ from faithlab import heads, token_scores
 from faithlab.attention import AttentionSummary, capture
 from faithlab.errors import unknown
 from faithlab.flow import trace_flows
+from faithlab.formats import begun
 from faithlab.generation import Rollout, end_ids
 from faithlab.graph_scores import received_attention
 from faithlab.models import Reasoner
@@ -38,9 +39,9 @@ MAP_ENTRIES = 2**24  # of attention maps held at a time
 
 
 def prompt_ids(tokenizer, prompt: str | Sequence[Mapping]) -> list[int]:
-    """The ids of a prompt as TRL's trainers make them: a text as it stands, messages through the chat template."""
+    """The ids of a prompt: a text as it stands, begun as `formats.begun` says; messages through the chat template."""
     if isinstance(prompt, str):
-        return tokenizer(prompt).input_ids
+        return begun(tokenizer, tokenizer(prompt, add_special_tokens=False).input_ids)
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
@@ -145,7 +146,8 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         received=lambda read, t: received_attention(read.mean_map, t.response)[t.response],
         flow=lambda read, t: _throughput(read.mean_map, t),
     )
-    if options["groups"] is None and size < len(written):  # heads are chosen by all rollouts, not by the first part's
+    # Local and global heads are chosen by all rollouts, and not by the first part's.
+    if "profiles" in wanted and options["groups"] is None and size < len(written):
         everything = [traces[i] for i in written]
         options = options | dict(groups=capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **options))
     for first in range(0, len(written), size):

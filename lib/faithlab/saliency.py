@@ -15,6 +15,7 @@ Traces are independent of each other: each stops when its loss no longer falls, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faithlab.biases import frozen
-from faithlab.errors import FaithlabError, unknown
+from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.granularity import Layout, Split, make_layout
 from faithlab.likelihood import Scope
 from faithlab.masked_answer import MaskedAnswer
@@ -38,7 +39,7 @@ PARAMETRISATIONS = ("projected", "sigmoid")
 FLOOR, SPARSITY, STEPS, RATE = -12.0, 4.0, 60, 0.1  # chosen in notebook 04
 PATIENCE = 15  # with 5 the mask stops a third sooner, before its small values have come to rest (bench_saliency)
 TOKENS_PER_BATCH = 8192  # padded tokens of one batch
-SMALLEST_START = 0.02  # of the sigmoid, whose gradient vanishes at 0
+SMALLEST_START = 0.02  # of the sigmoid, whose gradient vanishes at 0, and at 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def optimise_mask(
         optimiser, rate: "adam" or "sgd" (as published), with the rate of a step in units of u.
         parametrisation: "projected" (u itself, put back into [0, 1] after each step) or "sigmoid".
         start: u before the first step. 0 is the floor, as published; where that is deep there is no gradient to start
-            with. The sigmoid starts at 0.02 at least.
+            with. The sigmoid starts between 0.02 and 0.98.
         sign: "reopened" or "suppressed", see the module's head.
         normalise: log p per answer token instead of in sum.
 
@@ -186,7 +187,8 @@ def _descend(
     """The descent for one batch: the best bias of each trace, and what `Saliency` tells of it."""
     count, dtype, device = len(problem), torch.promote_types(problem.model.dtype, torch.float32), problem.ids.device
     smooth = parametrisation == "sigmoid"
-    value = torch.logit(torch.tensor(max(start, SMALLEST_START))).item() if smooth else start
+    inner = min(max(start, SMALLEST_START), 1 - SMALLEST_START)  # at its ends the sigmoid has no gradient
+    value = torch.logit(torch.tensor(inner)).item() if smooth else start
     theta = layout.start(value, dtype)
     for t in theta.values():
         t.requires_grad_(True)
@@ -249,9 +251,11 @@ def batches_of(traces: Sequence[Trace], size: int | None = None) -> Iterator[lis
 
 
 def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) -> None:
-    if not floor < 0 <= ceiling:
+    if not -math.inf < floor < 0 <= ceiling < math.inf:
         raise FaithlabError(f"a mask from {floor} to {ceiling} is not possible; use floor < 0 <= ceiling")
-    if sparsity < 0 or steps < 1 or rate <= 0 or patience < 1 or tolerance < 0:
-        raise FaithlabError("use sparsity >= 0, steps >= 1, rate > 0, patience >= 1 and tolerance >= 0")
-    if not 0 <= start <= 1:
-        raise FaithlabError(f"start={start} is no share of the way from floor to ceiling; use 0 to 1")
+    check_number("sparsity", sparsity, 0)
+    check_number("steps", steps, 1, whole=True)
+    check_number("rate", rate, 0, above=True)
+    check_number("start", start, 0, 1)
+    check_number("patience", patience, 1, whole=True)
+    check_number("tolerance", tolerance, 0)

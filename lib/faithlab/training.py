@@ -30,6 +30,7 @@ from faithlab import costs, held_out, rewards, tasks
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, first_words
+from faithlab.formats import adds_begin
 from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
 from faithlab.results import write_atomically
@@ -40,7 +41,9 @@ FULL = 2**24  # bytes left on a disk that counts as full
 
 def prompts_of(reasoner: Reasoner, rows, task: str):
     """A data set as TRL wants it: a `prompt` column and the `task` beside the task's own columns."""
-    prompts = [reasoner.format.prompt(row, reasoner.tokenizer) for row in rows]
+    # What begins a text stands there once: a template may have written it, and TRL lets the tokenizer add it.
+    begin = reasoner.tokenizer.bos_token if adds_begin(reasoner.tokenizer) else ""
+    prompts = [reasoner.format.prompt(row, reasoner.tokenizer).removeprefix(begin) for row in rows]
     return rows.add_column("prompt", prompts).add_column("task", [task] * len(prompts))
 
 
