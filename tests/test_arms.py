@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import pandas as pd
 import pytest
@@ -66,9 +67,9 @@ def test_names_and_files_that_do_not_exist(tmp_path):
         read_arm(tmp_path / "missing.yaml")
 
 
-def test_every_option_of_the_mask_can_be_given():
+def test_every_option_of_the_mask_that_a_file_can_hold_can_be_given():
     options = {p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    Arm(saliency=dict.fromkeys(options - {"pad_id", "progress"}))
+    Arm(saliency=dict.fromkeys(options - {"pad_id", "progress", "split"}))
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -107,3 +108,18 @@ def test_the_committed_plan_and_results_fit_together():
         assert part.groupby(["seed", "condition"]).size().eq(arm.test_problems).all()
     trained = log.groupby(["arm", "seed"])["step"].max() if len(log) else pd.Series(dtype=float)
     assert all(last == read_arm(arm).steps for (arm, _), last in trained.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("credit: {name: saliency, saliency: {stepz: 3}}", "unknown option of a mask: 'stepz'; did you mean 'steps'"),
+        ("credit: {name: saliency, saliency: {steps: 0}}", "steps=0"),
+        ("saliency: {method: network, network: x}", "unknown key in saliency: 'network'"),
+        ("saliency: {method: optimiser, split: x}", "unknown key in saliency: 'split'"),
+    ],
+)
+def test_options_of_masks_are_checked_before_anything_runs(tmp_path, text, says):
+    (tmp_path / "arm.yaml").write_text(text + "\n")
+    with pytest.raises(FaithlabError, match=re.escape(says)):
+        read_arm(tmp_path / "arm.yaml")

@@ -12,6 +12,7 @@ from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 from faithlab import attention, heads
 from faithlab.attention import capture, read_layers
 from faithlab.errors import FaithlabError
+from faithlab.likelihood import answer_logp
 from faithlab.memory import capture_bytes
 from faithlab.recorder import hidden_states
 from faithlab.traces import Trace, collate
@@ -245,3 +246,12 @@ def test_one_long_trace_is_not_counted_as_many():
     model = tiny_reasoner().model
     apart, together = (capture_bytes(model, parts, 2, (), 0) for parts in ([[400], [20] * 50], [[400] + [20] * 50]))
     assert apart < together / 10
+
+
+def test_traces_beyond_the_window_are_refused():
+    reasoner = tiny_reasoner("gpt2")
+    reasoner.model.config.max_position_embeddings = 16
+    with pytest.raises(FaithlabError, match="does not fit the model's window of 16"):
+        capture(reasoner.model, tiny_traces(reasoner), pad_id=reasoner.pad_id)
+    with pytest.raises(FaithlabError, match="does not fit the model's window of 16"):
+        answer_logp(reasoner, tiny_traces(reasoner))

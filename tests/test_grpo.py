@@ -252,3 +252,13 @@ def test_problems_are_named(tmp_path):
         trainer(tmp_path, credit="coupled_rhythm", credit_bottom=True)
     with pytest.raises(FaithlabError, match="quantile=2"):
         trainer(tmp_path, credit="flow", credit_quantile=2)
+    with pytest.raises(FaithlabError, match="unknown layer range 'midle'"):
+        trainer(tmp_path, credit="flow", credit_layers="midle")
+    with pytest.raises(FaithlabError, match="credit_horizon=5"):
+        trainer(tmp_path, credit="global_anchor", credit_horizon=5)
+    with pytest.raises(FaithlabError, match="option of a mask: 'stepz'"):
+        trainer(tmp_path, credit="saliency", credit_saliency={"stepz": 3})
+
+
+def test_mask_options_can_come_from_a_command_line(tmp_path):
+    assert trainer(tmp_path, credit="saliency", credit_saliency='{"steps": 3}').args.credit_saliency == {"steps": 3}

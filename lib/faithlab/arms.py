@@ -22,6 +22,7 @@ from faithlab import credit, tasks
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward, keyword_options
+from faithlab.saliency import check_options
 from faithlab.yaml_files import read_mapping
 
 ARMS = Path(__file__).parent / "configs" / "arms"
@@ -76,7 +77,7 @@ class Arm:
 
     def __post_init__(self):
         check_number("steps", self.steps, 0, whole=True)  # 0: only measure
-        for key in ("prompts", "rollouts", "max_completion_length", "iterations", "accumulation", "save_every",
+        for key in ("prompts", "max_completion_length", "iterations", "accumulation", "save_every",
                     "keep_rollouts_every", "test_problems"):  # fmt: skip
             check_number(key, getattr(self, key), 1, whole=True)
         check_number("rollouts", self.rollouts, 2, whole=True)
@@ -104,9 +105,11 @@ class Arm:
         method = (self.saliency or {}).get("method", "optimiser")
         if method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
-        _known_keys("saliency", self.saliency or {}, keyword_options(SaliencyReward) | METHOD_OPTIONS[method])
+        options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
+        _known_keys("saliency", self.saliency or {}, options - {"network", "split"})  # these are no words in a file
         _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
+        check_options(self.credit.get("saliency") or {})
         if self.balance and self.saliency is None:
             raise FaithlabError("there is nothing to balance: give `saliency` too, or leave `balance` out")
 

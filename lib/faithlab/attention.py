@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from faithlab import heads
-from faithlab.biases import causal_bias, cut_bias, frozen, layer_windows, lowest, model_mask
+from faithlab.biases import causal_bias, check_window, cut_bias, frozen, layer_windows, lowest, model_mask
 from faithlab.errors import FaithlabError, unknown
 from faithlab.memory import check_fits
 from faithlab.recorder import Recorded, record
@@ -150,6 +150,7 @@ def capture(
     for i, t in enumerate(traces):
         if t.response.stop <= t.response.start:
             raise FaithlabError(f"trace {i} has no response: nothing was written, so there is nothing to read")
+    check_window(model, map(len, traces))
     alike = _of_like_length(traces)
     check_fits(model, [[len(traces[i]) for i in p] for p in alike], len(chosen), want, CHUNK_BYTES, quiet=quiet)
     found: dict[int, _Reading] = {}

@@ -12,6 +12,7 @@ surgery and are left as they were.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +23,19 @@ from faithlab.errors import FaithlabError
 
 # Backends that take an arbitrary float mask. Flash attention knows causal and padding masks only.
 MASKED_BACKENDS = ("eager", "sdpa")
+
+
+def context_window(model) -> int | None:
+    """How many tokens the model was made to read at most; None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_window(model, lengths: Iterable[int]) -> None:
+    """Raise `FaithlabError` if one of these traces is longer than the model's window: beyond it some models fail, and
+    others go on with positions that they never saw."""
+    longest, window = max(lengths, default=0), context_window(model)
+    if window and longest > window:
+        raise FaithlabError(f"a trace of {longest} tokens does not fit the model's window of {window}; leave it out")
 
 
 def lowest(dtype: torch.dtype) -> float:

@@ -26,7 +26,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from faithlab.biases import evaluating
+from faithlab.biases import context_window, evaluating
 from faithlab.errors import FaithlabError, check_number
 from faithlab.prefill import prefill, repeated, shared_prefix
 from faithlab.traces import pad_rows, token_pieces
@@ -163,7 +163,7 @@ def generate_ids(
         check_number("batch_size", batch_size, 1, whole=True)
     if any(len(p) == 0 for p in prompts):
         raise FaithlabError("a prompt without tokens cannot be continued")
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_window(model)
     longest = max(map(len, prompts), default=0)
     if window and longest >= window:
         raise FaithlabError(f"a prompt of {longest} tokens does not fit the model's window of {window}; shorten it")

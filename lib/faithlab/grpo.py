@@ -14,8 +14,9 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,13 +26,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import credit as token_credit
-from faithlab.attention import AttentionSummary
-from faithlab.errors import FaithlabError
+from faithlab import processes
+from faithlab.attention import AttentionSummary, read_layers
+from faithlab.errors import FaithlabError, check_number
 from faithlab.generation import generate_ids, stream_key
 from faithlab.heads import HORIZON
 from faithlab.models import Reasoner, as_reasoner
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
+from faithlab.saliency import check_options
 
 # TRL, which is pinned, calls transformers by names that will go; the advice is not for our users.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
@@ -42,6 +45,11 @@ HEADS = "credit_heads.json"  # in a checkpoint: the local and global heads that 
 @dataclass
 class FaithfulGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` and what says how credit is given; see `faithlab.credit.weights`."""
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *GRPOConfig._VALID_DICT_FIELDS,
+        "credit_saliency",
+    ]  # by command line as JSON
 
     credit: str = field(default="uniform", metadata={"help": f"One of {', '.join(token_credit.STRATEGIES)}."})
     credit_quantile: float = field(default=token_credit.QUANTILE, metadata={"help": "Share of the tokens amplified."})
@@ -109,6 +117,9 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         for name in (self.credit, *self.credit_settings["credit_compare"]):  # a mistake shows now, not after a rollout
             found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
             token_credit.weights(name, found, one, advantages=one[0], **self._options)
+        read_layers(self.credit_settings["credit_layers"], self.model.config.get_text_config().num_hidden_layers)
+        check_number("credit_horizon", self.credit_settings["credit_horizon"], HORIZON[0], whole=True)
+        check_options(self.credit_settings["credit_saliency"] or {})
         self._format = reasoner
         self._groups: AttentionSummary | None = None
         self.add_callback(_SoundGradients())
@@ -148,8 +159,8 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             seed=stream_key(self.args.seed, self.state.global_step, self.accelerator.process_index),
             saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]),
         )  # fmt: skip
-        if s["credit_freeze_heads"]:
-            self._groups = groups
+        if s["credit_freeze_heads"] and self._groups is None:
+            self._groups = processes.of_the_first(groups and replace(groups, traces=()))
         gamma = token_credit.weights(self.credit, scores, mask, advantages=output["advantages"], **self._options)
         # which tokens a strategy chose, whatever becomes of them by amplification, sign and normalisation
         plain = self._options | dict(amplify=2.0, sign="both", normalise=False)

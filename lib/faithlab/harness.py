@@ -43,6 +43,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from faithlab.biases import context_window
 from faithlab.errors import FaithlabError, check_number
 from faithlab.generation import generate_ids
 from faithlab.harness_check import MEASURES, by_lm_eval, import_lm_eval
@@ -78,7 +79,7 @@ def _ids(reasoner: Reasoner, text: str) -> list[int]:
 
 
 def _window(reasoner: Reasoner) -> int:
-    return getattr(reasoner.model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    return context_window(reasoner.model) or 2048
 
 
 def write(reasoner: Reasoner, texts: Sequence[str], *, progress: bool = False) -> list[str]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, lowest, model_mask
-from faithlab.biases import evaluating
+from faithlab.biases import check_window, evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.prefill import prefill, shared_prefix
 from faithlab.traces import Batch, Trace, check_traces, collate
@@ -101,6 +101,7 @@ def variant_logp(
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     check_traces(traces)
+    check_window(reasoner.model, (t.answer.stop - 1 for t in traces))  # the last token predicts nothing
     for v in variants:
         span, prompt = traces[v.trace].reasoning, traces[v.trace].prompt
         first = min(prompt.start, span.start) if scope == "answer" else span.start

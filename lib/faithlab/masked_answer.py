@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from faithlab.biases import model_mask
+from faithlab.biases import check_window, model_mask
 from faithlab.errors import FaithlabError, unknown
 from faithlab.interception import intercepted
 from faithlab.likelihood import SCOPES, Scope, until_answer
@@ -41,11 +41,7 @@ class MaskedAnswer:
         for i, t in enumerate(traces):
             if t.answer.stop <= t.answer.start:
                 raise FaithlabError(f"trace {i} has no answer, so nothing depends on its reasoning; leave it out")
-        window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if window and traces and (longest := max(map(len, traces))) > window:
-            raise FaithlabError(
-                f"a trace of {longest} tokens does not fit the model's window of {window}; leave it out"
-            )
+        check_window(model, map(len, traces))
         self.model, device = model, model.device
         cropped = [until_answer(t) for t in traces]
         shared = shared_prefix(model, [t.input_ids[t.prompt].tolist() for t in cropped])

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from faithlab.attention import cut_bias, model_mask
-from faithlab.biases import evaluating
+from faithlab.biases import check_window, evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import cut_rollout, end_ids
 from faithlab.prefill import prefill, shared_prefix
@@ -42,6 +42,7 @@ def masked_answers(
             )
         if t.answer.stop <= t.answer.start:
             raise FaithlabError("a trace without an answer has no place at which to ask for one")
+    check_window(reasoner.model, (t.answer.start for t in traces))
     out = [""] * len(traces)
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)

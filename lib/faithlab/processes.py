@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+Value = TypeVar("Value")
 
 
 def count() -> int:
@@ -29,3 +32,11 @@ def mean(value: float) -> float:
     held = torch.tensor(value, dtype=torch.float64, device=device)
     average([held])
     return held.item()
+
+
+def of_the_first(value: Value) -> Value:
+    """The first process's value, in all of them. All processes must call it."""
+    held = [value]
+    if count() > 1:
+        distributed.broadcast_object_list(held)
+    return held[0]

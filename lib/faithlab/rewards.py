@@ -25,7 +25,7 @@ from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import prompt_ids, rollouts_of
-from faithlab.saliency import optimise_mask
+from faithlab.saliency import OPTIONS, optimise_mask
 from faithlab.traces import Trace, split_text
 
 
@@ -38,7 +38,7 @@ METHODS = ("optimiser", "network", "cut")
 REDUCTIONS = ("mean", "sum", "topk", "drop", "shift", "sufficiency")
 TARGETS = ("own", "gold")
 METHOD_OPTIONS = dict(
-    optimiser=keyword_options(optimise_mask) - {"pad_id", "progress"},
+    optimiser=OPTIONS,
     network={"scope", "sparsity"},
     cut={"scope"},
 )

@@ -15,8 +15,9 @@ Traces are independent of each other: each stops when its loss no longer falls, 
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -236,6 +237,16 @@ def _descend(
     )  # fmt: skip
 
 
+def check_options(options: Mapping[str, object]) -> None:
+    """Raise `FaithlabError` unless these are options of `optimise_mask`, with numbers that are possible."""
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown("option of a mask:", name, sorted(OPTIONS))
+    numbers = inspect.signature(_check).parameters
+    defaults = {k: p.default for k, p in inspect.signature(optimise_mask).parameters.items() if k in numbers}
+    _check(**defaults | {k: v for k, v in options.items() if k in numbers})
+
+
 def undefined(trace: Trace) -> Float[Tensor, " token"]:
     """A score of the trace's reasoning tokens that is nowhere defined: NaN."""
     return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
@@ -259,3 +270,8 @@ def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) ->
     check_number("start", start, 0, 1)
     check_number("patience", patience, 1, whole=True)
     check_number("tolerance", tolerance, 0)
+
+
+OPTIONS = frozenset(
+    p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY
+) - {"pad_id", "progress"}  # fmt: skip
