@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from faithlab.errors import FaithlabError, check_number, first_words, unknown
 from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat, begun, is_hub_id, unknown_reasoner
 from faithlab.generation import Rollout, generate_ids, stream_key
+from faithlab.tasks.story_text import ITEMS, NAMES
 from faithlab.traces import Trace, build_trace
 
 
@@ -68,8 +69,9 @@ class Reasoner:
             spans = zip(encoding.input_ids, encoding.offset_mapping, strict=True)
             words = sorted({text[a:b].strip() or repr(text[a:b]) for i, (a, b) in spans if i == unknown_id})
             raise FaithlabError(
-                f"{self.name} does not know: {', '.join(words[:10])}. It reads the language of the `stories` task; "
-                "use those words, or another reasoner (smollm2)"
+                f"{self.name} does not know: {', '.join(words[:10])}. It reads the language of the `stories` task: "
+                f"names such as {', '.join(NAMES[:4])}, things such as {', '.join(ITEMS[:4])}; use those, or another "
+                "reasoner (smollm2)"
             )
         return ids
 
