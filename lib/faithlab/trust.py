@@ -130,7 +130,7 @@ def trust_table(ratings: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     wide = ratings.pivot_table(
         index=["reader", "problem"], columns="reasoner", values="trust", aggfunc="mean", observed=True, sort=True
     )
-    first, rows = ratings["reasoner"].cat.categories[0], []
+    first, rows = pd.Categorical(ratings["reasoner"]).categories[0], []
     if first not in wide:
         raise FaithlabError(f"{first} has no rating, and the others are compared with it; rate some of its reasonings")
     for name in wide.columns:
