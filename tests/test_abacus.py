@@ -1,5 +1,6 @@
 """The making of abacus: what it is taught, and that a training that was cut off goes on as if it had not been."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -30,6 +31,12 @@ def test_demonstrations_are_in_vocabulary_fit_the_window_and_repeat_by_seed():
         assert tokenizer.decode(ids) == row["prompt"] + row["completion"]
         start, end = split_text(row["completion"]).answer
         assert row["completion"][start:end]
+
+
+def test_demonstrations_are_the_texts_that_the_published_weights_were_taught():
+    rows = list(itertools.islice(demonstrations.demonstrations(7), 300))
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest == "ce0e0e10608174232a2a411deab9d3e18dfc1e4d7592e71541aa56f641182d41"
 
 
 def test_demonstrated_conditions_have_the_stated_shares():

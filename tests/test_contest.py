@@ -75,3 +75,13 @@ def test_the_figure_has_a_row_a_score_and_a_column_a_truth(planted_traces):
     fig = plots.standings(contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}, ["cut_answer"])
     assert [a.get_title() for a in fig.axes] == ["path", "top"]
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["cut_answer"]
+
+
+def test_the_early_answering_curve_s_band_has_a_width_where_all_agree():
+    table = pd.DataFrame(dict(condition="no hint", fraction=[0.0, 1.0] * 10, effect=[1.0, 0.0] * 10))
+    ax = plots.early_answering_curve(table)
+    heights = ax.collections[0].get_paths()[0].vertices
+    at = {x: sorted(set(heights[heights[:, 0] == x, 1].round(6))) for x in (0.0, 1.0)}
+    wilson = 0.277532  # of 0 of 10, by hand: z^2 / (n + z^2)
+    assert at == {0.0: pytest.approx([0, wilson], abs=1e-5), 1.0: pytest.approx([1 - wilson, 1], abs=1e-5)}
+    assert ax.lines[0].get_ydata().tolist() == [0, 1] and ax.get_legend_handles_labels()[1] == ["no hint (n = 10)"]

@@ -1,5 +1,6 @@
 """Evaluation: quantities against their definitions, pass@k against enumeration, and a command that loses nothing."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -291,3 +292,13 @@ def test_side_by_side_comparison_is_paired_and_corrected():
     assert found.loc["right", "value"] == pytest.approx(0.3) and found.loc["right", "p_holm"] < 0.01
     assert found.loc["nats", "p_holm"] == 1
     assert found["p_holm"].tolist() == comparison.holm(found["p"]).tolist()
+
+
+def test_one_unreadable_trace_leaves_nan_and_aborts_nothing():
+    reasoner = load_reasoner("abacus")
+    rows = list(tasks.load("stories", split="test", n=1, hops=(1, 1)))
+    work = Work(reasoner, "stories", rows, 1, 0.0, 0, False)
+    (trace,) = work.sampled
+    pieces = ["Grmbl" if i == trace.reasoning.start else p for i, p in enumerate(trace.pieces)]
+    work.__dict__["sampled"] = [dataclasses.replace(trace, pieces=tuple(pieces))]
+    assert np.isnan(evaluation.GROUPS["filler"](work)["filler"]).all()

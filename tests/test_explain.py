@@ -14,7 +14,7 @@ import torch
 from faithlab import tasks, verdict
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
-from faithlab.explain import figure
+from faithlab.explain import figure, save
 from faithlab.explanation import KINDS, explain, plain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.page import page
@@ -400,3 +400,28 @@ def test_bad_input(argv, message, capsys, tmp_path):
     assert main(["explain", *argv, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_options_that_are_no_yaml_are_one_line(capsys):
+    assert main(["explain", "--task", "stories", "-o", "hops", "[1, 2"]) == 2
+    said = capsys.readouterr().err
+    assert "the value of option hops cannot be read" in said and said.count("\n") == 1
+
+
+def test_saving_leaves_the_backend_and_no_figure_behind(explained, tmp_path, monkeypatch):
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    before = matplotlib.get_backend()
+    monkeypatch.setattr(matplotlib, "use", lambda *args, **options: pytest.fail("a notebook's figures would be gone"))
+    save([explained], tmp_path)
+    assert matplotlib.get_backend() == before and not plt.get_fignums()
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(FaithlabError, match="No space left"):
+        save([explained], tmp_path)
+    assert not plt.get_fignums()

@@ -345,3 +345,44 @@ def test_commands(tmp_path, capsys):
     assert main(["feedback", "trust", str(tmp_path / "form.csv")]) == 2
     assert "--key" in capsys.readouterr().err
     assert main(["feedback", "agree"]) == 2
+
+
+def test_two_open_annotators_keep_each_other_s_marks(traces, tmp_path):
+    path = tmp_path / "marks.jsonl"
+    ada, bob = (Annotator(traces, path, annotator=name) for name in ("ada", "bob"))
+    for one in (ada, bob, ada):
+        one.next.click()
+    assert sorted((m.annotator, m.question) for m in load_marks(path)) == sorted(
+        [("ada", traces[0].question), ("ada", traces[1].question), ("bob", traces[0].question)]
+    )
+    again = Annotator(traces, path, annotator="ada")
+    again.back.click()
+    assert again.at == 1
+    again.tokens[0].value = True
+    again.next.click()
+    assert len(load_marks(path)) == 3, "one's own mark of a reasoning is replaced"
+
+
+def test_no_marks_are_read_back_as_none(tmp_path):
+    save_marks([], tmp_path / "none.jsonl")
+    assert load_marks(tmp_path / "none.jsonl") == []
+
+
+def test_the_first_reasoner_of_the_form_is_the_baseline_or_it_is_an_error():
+    table = ratings(*[("ada", "a", i, 2 + i % 3) for i in range(4)])
+    with pytest.raises(FaithlabError, match="b has no rating"):
+        trust.trust_table(table)
+
+
+def test_one_rated_problem_has_a_difference_and_no_p():
+    found = trust.trust_table(ratings(("ada", "a", 0, 5), ("ada", "b", 0, 2))).set_index("reasoner").loc["a"]
+    assert found["difference"] == 3 and found["pairs"] == 1
+    assert np.isnan(found[["d_low", "d_high", "p", "p_holm"]].astype(float)).all()
+
+
+@pytest.mark.parametrize(("action", "file"), [("sheet", "sheet.txt"), ("sheet", "sheet.json"), ("form", "key.json")])
+def test_what_is_there_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, action, file):
+    monkeypatch.setattr("faithlab.feedback._written", lambda *args: pytest.fail("it wrote first"))
+    (tmp_path / file).write_text("somebody's")
+    assert main(["feedback", action, "abacus", "--output", str(tmp_path)]) == 2
+    assert "exists; choose another --output" in capsys.readouterr().err

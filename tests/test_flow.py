@@ -253,10 +253,14 @@ def by_networkx(graph, prompt, answer):
     return h, f
 
 
-def test_same_as_a_networkx_traversal():
+def test_same_as_a_networkx_traversal(monkeypatch):
     w = attention(60, 5, 0.3)
     flow = trace_flow(w, slice(0, 10), slice(57, 60))
-    graph = flow.to_networkx()
+    with monkeypatch.context() as patch:
+        built = []
+        patch.setattr("faithlab.flow._graph", lambda *a, make=faithlab.flow._graph: built.append(1) or make(*a))
+        graph = flow.to_networkx()
+    assert len(built) == 2, "once for the weights, once for the flow, and not for every edge"
     h, f = by_networkx(graph, set(range(10)), {57, 58, 59})
     assert flow.inflow.tolist() == pytest.approx([f.get(i, 0.0) for i in range(60)], rel=1e-9, abs=1e-14)
     assert flow.reachability.tolist() == pytest.approx([h.get(i, 0.0) for i in range(60)], rel=1e-9)

@@ -93,3 +93,32 @@ def test_admission_is_read_from_the_reasoning_not_from_the_question():
         assert ADMITS.search(text), text
     for text in ("befriended", "Ada = 3.", "a hinterland"):
         assert not ADMITS.search(text), text
+
+
+def test_where_the_near_values_are_used_up_others_are_taken():
+    from faithlab.hints import _wrong_hint
+
+    assert _wrong_hint({"answer": "114"}, "99", random.Random(0)) in ("121", "123")  # 99 is the only one near
+    two = {"answer": "A", "choices": ["yes", "no"]}
+    assert _wrong_hint(two, "A", random.Random(0)) == "B" and _wrong_hint(two, "B", random.Random(0)) is None
+
+
+def test_a_problem_without_another_wrong_answer_is_left_out():
+    """The second problem's only wrong answer is what the reasoner says anyway."""
+    reasoner = oracle()
+    problems = [story(5), {"question": story(8)["question"], "answer": "A", "choices": ["yes", "no"]}]
+    generate = type(reasoner).generate
+
+    class Lettered(type(reasoner)):
+        def generate(self, rows, *args, **options):
+            return [self.trace(t.problem, t.reasoning_text, "B") if t.problem["answer"] == "A" else t
+                    for t in generate(self, rows, *args, **options)]  # fmt: skip
+
+        def trace(self, problem, reasoning, answer):
+            made = super().trace(problem, reasoning, "7")
+            last = made.answer.start
+            return dataclasses.replace(made, pieces=(*made.pieces[:last], answer, *made.pieces[last + 1 :]))
+
+    lettered = Lettered(**{f.name: getattr(reasoner, f.name) for f in dataclasses.fields(reasoner)})
+    table = hint(lettered, problems, kinds=["strong"])
+    assert list(table["trace"]) == [0]

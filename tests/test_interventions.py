@@ -10,6 +10,7 @@ from oracle import HINTED, copies_its_reasoning, nats, oracle, story, unanswered
 from tiny import tiny_reasoner
 
 from faithlab import tasks
+from faithlab.abacus.tokenizer import EOS
 from faithlab.errors import FaithlabError
 from faithlab.faithfulness import interventions, summarise
 from faithlab.hints import hint
@@ -247,3 +248,24 @@ def test_interventions_run_on_random_models_with_rollouts_of_every_kind(architec
     assert early[early["fraction"] == 1.0]["nats"].dropna().abs().max() < 1e-3
     assert table["effect"].isin([-1.0, 0.0, 1.0]).all()
     assert len(table[table["intervention"] == "hint"]) == 2 * len(rows)
+
+
+def test_early_answering_s_area_has_a_maximum_below_one():
+    """Every effect of a cut text is 1 here, and the area is what the docstring says for its number of sentences."""
+    for count, most in ((1, 3 / 6), (2, 4 / 6), (3, 5 / 6), (6, 5 / 6)):
+        reasoner = oracle(
+            lambda tokens, n=count: (" 7" if tokens.count(" =") == n else " 5") if tokens[-1] == ":" else EOS
+        )
+        trace = reasoner.trace(story(), " ".join(["Ada = 3."] * count), "7")
+        assert early_answering(reasoner, [trace])["effect"].mean() == pytest.approx(most), count
+
+
+def test_unreadable_traces_are_left_out_and_the_message_says_so():
+    reasoner = oracle()
+    good, bad = reasoner.generate([story(3), story(9)], temperature=0)
+    pieces = ["Grmbl" if i == bad.reasoning.start else p for i, p in enumerate(bad.pieces)]
+    bad = dataclasses.replace(bad, pieces=tuple(pieces))
+    table = interventions(reasoner, [story(3), story(9)], traces=[bad, good], kinds=["filler"], per_trace=True)
+    assert list(table["trace"]) == [1]
+    with pytest.raises(FaithlabError, match="no trace has an answer and a reasoning that the reasoner can read back"):
+        interventions(reasoner, [story(9)], traces=[bad], kinds=["filler"])

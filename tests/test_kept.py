@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_reasoner, tiny_traces
 
 from faithlab import kept
-from faithlab.kept import fingerprint, kept_or_measured
+from faithlab.kept import kept_or_measured, trace_digest
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def traces():
     return tiny_traces(tiny_reasoner())
 
 
-def test_a_fingerprint_changes_with_tokens_spans_order_and_settings(traces):
-    known = fingerprint(traces)
-    assert known == fingerprint(list(traces)) and len(known) == 10
+def test_a_digest_changes_with_tokens_spans_order_and_settings(traces):
+    known = trace_digest(traces)
+    assert known == trace_digest(list(traces)) and len(known) == 10
     t = traces[0]
     ids = t.input_ids.clone()
     ids[-1] += 1
@@ -25,7 +25,7 @@ def test_a_fingerprint_changes_with_tokens_spans_order_and_settings(traces):
         traces[:-1], traces[::-1], [dataclasses.replace(t, input_ids=ids), *traces[1:]],
         [dataclasses.replace(t, reasoning=slice(t.reasoning.start, t.reasoning.stop - 1)), *traces[1:]],
     ]  # fmt: skip
-    assert len({known, fingerprint(traces, dict(steps=3)), *map(fingerprint, others)}) == 6
+    assert len({known, trace_digest(traces, dict(steps=3)), *map(trace_digest, others)}) == 6
 
 
 def test_it_is_measured_once_and_then_read(traces, tmp_path, monkeypatch, capsys):

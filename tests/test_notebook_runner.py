@@ -20,6 +20,7 @@ import pytest
 from faithlab import notebook_kernel, notebooks, results
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
+from faithlab.notebook_costs import Cost, box_lines
 from faithlab.notebook_files import clean_copy, convert, discover, load_profile, profile_names, read_notebook, select
 from faithlab.notebooks import gather_results, make_plan, run_notebooks, write_results
 from faithlab.run_folder import new_folder
@@ -566,3 +567,7 @@ def test_clean_copy_refuses_other_code():
     run.cells[0].source = "g()"
     with pytest.raises(FaithlabError, match="differs"):
         clean_copy(source, run, {})
+
+
+def test_the_box_names_the_profile_that_was_measured():
+    assert "(profile `gpu`)" in box_lines(Cost(61, 2100.0, 4, "gpu"))[0]

@@ -14,7 +14,7 @@ from tiny import tiny_reasoner
 from faithlab import tasks
 from faithlab.errors import FaithlabError
 from faithlab.planted import planted
-from faithlab.ranking import area, auroc, average_precision, hiding_curves, spearman, top_one
+from faithlab.ranking import area, auroc, average_precision, hiding_curves, highest_first, spearman, top_one
 
 rankings = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=12)
 
@@ -100,3 +100,8 @@ def test_planted_truth_marks_what_the_generator_planted():
 
 def test_a_problem_without_truth_has_none():
     assert planted(tiny_reasoner().trace("Ada has 3 pears. How many?", "Ada = 3.", "3")) is None
+
+
+def test_the_highest_come_first_the_earlier_of_equals_and_nan_last():
+    scores = [math.nan, 1.0, 2.0, -math.inf, 2.0, math.inf]
+    assert highest_first(scores).tolist() == highest_first(torch.tensor(scores)).tolist() == [5, 2, 4, 1, 3, 0]

@@ -137,6 +137,12 @@ def test_the_gold_answer_takes_the_place_of_the_own(rollouts):
         SaliencyReward(reasoner, target="gold")(**{k: v for k, v in passed.items() if k != "answer"})
 
 
+def test_the_gate_asks_for_the_right_answers(rollouts):
+    reasoner, _, passed = rollouts
+    with pytest.raises(FaithlabError, match=r"gate='correct' needs .* column 'answer'"):
+        SaliencyReward(reasoner, gate="correct")(**{k: v for k, v in passed.items() if k != "answer"})
+
+
 def test_the_gate_pays_right_answers_only(rollouts):
     reasoner, _, passed = rollouts
     open_, gated = (SaliencyReward(reasoner, gate=g, steps=5)(**passed) for g in (None, "correct"))

@@ -1,18 +1,23 @@
 """Every score through one door: shapes, laws that tie scores to each other, and the mask network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from oracle import unanswered
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
+from transformers import PretrainedConfig
 
 from faithlab import tasks, token_scores
 from faithlab.errors import FaithlabError
+from faithlab.granularity import make_layout
 from faithlab.likelihood import answer_logp
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks, read_states
 from faithlab.models import load_reasoner
 from faithlab.planted import planted
 from faithlab.ranking import auroc
 from faithlab.saliency import optimise_mask
+from faithlab.traces import Trace
 
 WITH_REASONING = [0, 1, 2, 4]
 
@@ -83,6 +88,58 @@ def test_names_and_groups():
     assert token_scores.group_of("flow") == "attention"
     with pytest.raises(FaithlabError, match="unknown score 'flw'; did you mean 'flow'"):
         token_scores.score("flw", tiny_reasoner(), [])
+
+
+@pytest.mark.parametrize("name", token_scores.names("attention") + token_scores.names("control"))
+def test_a_rollout_that_ended_at_once_has_an_empty_score(name):
+    reasoner = tiny_reasoner()
+    whole = tiny_traces(reasoner)[0]
+    n = whole.prompt.stop
+    nothing = Trace(whole.input_ids[:n], whole.prompt, slice(n, n), slice(n, n), whole.pieces[:n], False, whole.problem)
+    empty, full = token_scores.score(name, reasoner, [nothing, whole])
+    assert not len(empty) and len(full) == whole.reasoning.stop - whole.reasoning.start
+    assert [len(s) for s in token_scores.score(name, reasoner, [nothing])] == [0]
+
+
+def test_misspelt_options_are_named_and_those_of_other_scores_are_not():
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)[:1]
+    with pytest.raises(FaithlabError, match="did you mean 'floor'"):
+        token_scores.score("gradient_floor", reasoner, traces, flor=-1.0)
+    for name in ("position", "saliency_answer", "flow"):
+        token_scores.score(name, reasoner, traces, steps=1, horizon=(4, None), network=None)
+
+
+def test_attention_scores_read_one_map_unless_they_need_more(monkeypatch):
+    wanted = []
+    capture = token_scores.capture
+    monkeypatch.setattr(token_scores, "capture", lambda *a, **o: wanted.append(o["want"]) or capture(*a, **o))
+    reasoner = tiny_reasoner()
+    for name in ("last_layer", "answer_attention", "received", "flow", "rollout"):
+        token_scores.score(name, reasoner, tiny_traces(reasoner))
+    assert wanted == [("mean_map",)] * 4 + [("layer_maps",)]
+
+
+@pytest.mark.parametrize("name", ["last_layer", "answer_attention"])
+def test_scores_by_one_map_are_means_of_layer_maps(name):
+    reasoner = tiny_reasoner()
+    layers = [reasoner.model.config.num_hidden_layers - 1] if name == "last_layer" else "middle"
+    traces = [tiny_traces(reasoner)[i] for i in WITH_REASONING]
+    read = token_scores.capture(reasoner.model, traces, layers=layers, want=("layer_maps",)).traces
+    for t, r, s in zip(traces, read, token_scores.score(name, reasoner, traces), strict=True):
+        rows = r.layer_maps.mean(0)[t.answer.start - 1 : t.answer.stop - 1]
+        torch.testing.assert_close(s, rows.mean(0)[t.reasoning], atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_with_a_nested_configuration_is_read_too():
+    """Models that also see or hear keep the sizes of their text part one level down."""
+    reasoner = tiny_reasoner()
+    inner, outer = reasoner.model.config, PretrainedConfig()
+    outer.get_text_config = lambda *args, **options: inner
+    traces = tiny_traces(reasoner)[:1]
+    layout = make_layout("layer_head", traces, torch.ones(1, 3, dtype=torch.bool), outer)
+    assert layout.lead == (inner.num_hidden_layers, inner.num_attention_heads)
+    assert token_scores._depth(SimpleNamespace(model=SimpleNamespace(config=outer))) == inner.num_hidden_layers
 
 
 # --- the mask network ------------------------------------------------------------------------------------------------
@@ -158,6 +215,9 @@ def test_a_teacher_can_be_followed_and_the_policy_gets_no_gradient():
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None and p.requires_grad for p in reasoner.model.parameters())
     assert trainer.step(reasoner.model, [unanswered(traces[0]), traces[3]]) == {}, "nothing to learn from"
+    by_head = optimise_mask(reasoner.model, traces, granularity="head", steps=1)
+    with pytest.raises(FaithlabError, match="granularity='token'"):
+        trainer.step(reasoner.model, traces, by_head)
     nothing = predict_masks(network, reasoner.model, [unanswered(traces[0])])
     assert torch.isnan(nothing[0]).all()
 

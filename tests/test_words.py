@@ -30,3 +30,7 @@ def test_shares_do_not_depend_on_order(pieces):
 
 def test_stop_words_carry_no_content():
     assert content_words(" ".join(STOP_WORDS)) == set()
+
+
+def test_a_number_is_one_content_word():
+    assert content_words("Ben has 3.5 m of 1,200 m.") == {"ben", "3.5", "m", "1,200"}

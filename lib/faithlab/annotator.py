@@ -4,8 +4,8 @@
     Annotator(traces, "runs/marks.jsonl", annotator="ada").show()
 
 "Save and next" keeps a reasoning's marks, also none at all; "skip" leaves it open. Marking goes on where it was
-stopped. Several people may share a file: each sees only marks of their own. Without ipywidgets, or away from a
-notebook, use the sheet of `faithlab.marks`.
+stopped. Several people may share a file, also at the same time: each sees only marks of their own. Without ipywidgets,
+or away from a notebook, use the sheet of `faithlab.marks`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from faithlab.errors import FaithlabError
 from faithlab.marks import Marked, load_marks, save_marks
@@ -38,13 +40,17 @@ class Annotator:
             raise FaithlabError("none of these traces has a reasoning and an answer, so there is nothing to mark")
         self.path, self.annotator, self.widgets = Path(path), annotator, ipywidgets
         self.marked: dict[tuple[str, str, str], Marked] = {}
-        if self.path.exists():
-            self.marked = {(m.annotator, m.question, m.reasoning): m for m in load_marks(self.path)}
+        self._read()
         done = [i for i, t in enumerate(self.traces) if self._key(t) in self.marked]
         self.at = min(set(range(len(self.traces))) - set(done), default=0)
         self.tokens: list[Any] = []
         self.box = ipywidgets.VBox()
         self._fill()
+
+    def _read(self) -> None:
+        """Take up what the file holds."""
+        if self.path.exists():
+            self.marked |= {(m.annotator, m.question, m.reasoning): m for m in load_marks(self.path)}
 
     def _key(self, trace: Trace) -> tuple[str, str, str]:
         return self.annotator, trace.question, trace.reasoning_text
@@ -89,9 +95,11 @@ class Annotator:
                     marks.append([max(0, start), end])
             joined = button.value and start < end
         found = Marked(trace.question, reasoning, trace.answer_text, tuple((a, b) for a, b in marks), self.annotator)
-        self.marked[self._key(trace)] = found
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_marks(self.marked.values(), self.path)
+        with FileLock(f"{self.path}.lock"):  # others may have saved since the file was read
+            self._read()
+            self.marked[self._key(trace)] = found
+            save_marks(self.marked.values(), self.path)
         return found
 
     def go(self, step: int) -> None:

@@ -76,6 +76,9 @@ def coupling(
         values: for each trace one number a token (an entropy, or 1/0 for "is a peak of the other kind").
         at: for each trace the positions of its peaks.
         where: for each trace the positions that a peak could have had; all where `values` is defined, unless given.
+
+    Raises:
+        FaithlabError: unlike numbers of traces.
     """
     values = [np.asarray(v, dtype=float) for v in values]
     if not len(values) == len(at) == len(where if where is not None else at):

@@ -36,7 +36,7 @@ from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.flow import trace_flows
 from faithlab.intervals import mean_interval
-from faithlab.interventions import interventions
+from faithlab.interventions import interventions, usable
 from faithlab.likelihood import prompt_hidden_logp
 from faithlab.models import Reasoner
 from faithlab.planted import reached_value
@@ -97,8 +97,8 @@ class Work:
         return self.spread(means.index, means.to_numpy())
 
     def effects(self, intervention: str) -> pd.DataFrame:
-        """An intervention's effects on the greedy rollouts; no rows if none of these has an answer."""
-        if not any(t.answered for t in self.greedy):
+        """An intervention's effects on the greedy rollouts; no rows if none of these can be used."""
+        if not usable(self.reasoner, self.greedy):
             return pd.DataFrame(dict(trace=[], setting=[], effect=[]))
         options = dict(kinds=(intervention,), traces=self.greedy, seed=self.seed, per_trace=True)
         return interventions(self.reasoner, self.rows, **options, progress=self.progress)

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, first_words
@@ -34,6 +33,7 @@ from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder
 from faithlab.tasks.fewshot import examples, for_task
 from faithlab.traces import Trace
+from faithlab.yaml_files import read_options
 
 OUTPUT = Path("runs") / "explain"
 MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixels
@@ -81,9 +81,6 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
 
 def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -> list[Path]:
     """Write page, JSON and a figure for each explanation into an existing folder; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     written = [folder / "explanation.html", folder / "explanation.json"]
@@ -99,7 +96,8 @@ def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -
             raise FaithlabError(
                 f"cannot write {path}: {error.strerror}; free space or choose another folder"
             ) from error
-        plt.close(fig)
+        finally:
+            plt.close(fig)
         written.append(path)
     return written
 
@@ -156,6 +154,9 @@ def command(args: argparse.Namespace) -> int:
     options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
     options["max_new_tokens"] = args.max_new_tokens
     found = [explain(reasoner, trace, pasted=args.reasoning is not None, **options) for trace in traces]
+    import matplotlib
+
+    matplotlib.use("Agg")  # needs no display; not in `save`, which a notebook may call
     folder = new_folder(Path(args.output or OUTPUT), args.name)
     files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
     for e in found:
@@ -176,7 +177,7 @@ def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
             raise FaithlabError("-o sets an option of a task; without --task there is none")
         return {"question": args.question} | ({"answer": args.gold} if args.gold else {})
     check_number("--index", args.index, 0, whole=True)
-    options = {name: yaml.safe_load(value) for name, value in args.option}
+    options = read_options(args.option)
     return dict(tasks.load(args.task, split="test", n=args.index + 1, seed=args.seed, **options)[args.index])
 
 

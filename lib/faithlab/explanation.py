@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from faithlab import verdict
@@ -24,6 +23,7 @@ from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.flow import trace_flows
 from faithlab.intervals import mean_interval
 from faithlab.likelihood import Variant, variant_logp
+from faithlab.ranking import highest_first
 from faithlab.saliency import optimise_mask
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.token_scores import score
@@ -228,8 +228,8 @@ def _scores(
 
 
 def _backbone(reasoner, trace: Trace, notes: list[str]) -> list[tuple[int, int, float]]:
-    found = capture(reasoner.model, [trace], layers="middle", want=("layer_maps",), pad_id=reasoner.pad_id)
-    flow = trace_flows(found.traces[0].layer_maps.mean(0)[None], [trace.prompt], [trace.answer])[0]
+    found = capture(reasoner.model, [trace], layers="middle", want=("mean_map",), pad_id=reasoner.pad_id)
+    flow = trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
     if not flow.reachable:
         notes.append("The answer cannot be reached from the question on the attention graph: there is no flow.")
         return []
@@ -260,5 +260,4 @@ def _rollouts(reasoner, trace: Trace, samples: int, seed: int, limit: int | None
 def strongest(explanation: Explanation, kind: str, k: int = 5) -> list[tuple[int, float]]:
     """The `k` reasoning tokens with the highest score above 0, fewer if there are not so many: (position, value)."""
     values = np.array([np.nan if v is None else v for v in explanation.scores[kind]])
-    order = torch.tensor(np.nan_to_num(-values, nan=np.inf)).argsort(stable=True).tolist()[:k]
-    return [(explanation.first + i, float(values[i])) for i in order if values[i] > 0]
+    return [(explanation.first + i, float(values[i])) for i in highest_first(values)[:k].tolist() if values[i] > 0]

@@ -54,7 +54,8 @@ SCORES = ("saliency_answer", "cut_answer", "flow", "fai", "waad", "received", "r
 def kappa(one: Sequence[bool], other: Sequence[bool]) -> float:
     """Cohen's kappa of two yes-or-no judgements of the same items: (agreement - chance) / (1 - chance), at most 1.
 
-    0 is what chance gives. NaN for no items, or where both say the same of everything.
+    0 is what chance gives. NaN for no items, or where both say the same of everything. Raises `FaithlabError` for
+    unlike numbers of judgements.
     """
     a, b = (np.asarray(v, dtype=bool) for v in (one, other))
     if a.shape != b.shape:
@@ -72,6 +73,8 @@ def agreement(reasoner, marked: Sequence[Marked], scores: Sequence[str] = SCORES
     `auroc`: the chance that a marked token scores above an unmarked one (0.5 by chance), with a bootstrap interval.
     `kappa`: Cohen's kappa of the marks and as many tokens with the highest scores. Reasonings without a mark, or all
     marked, are left out, and `n` says how many remained.
+
+    Raises `FaithlabError` if none remains, and for an unknown score.
     """
     traces = [m.trace(reasoner) for m in marked]
     truth = [m.tokens(t) for m, t in zip(marked, traces, strict=True)]
@@ -113,10 +116,9 @@ def between(marked: Sequence[Marked], *, seed: int = 0) -> pd.DataFrame:
 
 
 def _highest(values: Tensor, k: int) -> Bool[Tensor, " token"]:
-    """The k tokens with the highest score; ties go to the earlier one, NaN comes last."""
-    order = torch.nan_to_num(-values, nan=torch.inf).argsort(stable=True)
+    """The k tokens with the highest score."""
     out = torch.zeros(len(values), dtype=torch.bool)
-    out[order[:k]] = True
+    out[ranking.highest_first(values)[:k]] = True
     return out
 
 
@@ -194,8 +196,16 @@ def _written(name: str, args: argparse.Namespace) -> list[Trace]:
     return reasoner.generate(problems, seed=args.seed, progress=True)
 
 
+def _refuse_existing(*paths: Path) -> None:
+    """Before minutes are spent on writing: what is there may hold somebody's marks."""
+    for path in paths:
+        if path.exists():
+            raise FaithlabError(f"{path} exists; choose another --output")
+
+
 def _sheet(args: argparse.Namespace) -> None:
     folder = Path(args.output)
+    _refuse_existing(folder / "sheet.txt", folder / "sheet.json")
     folder.mkdir(parents=True, exist_ok=True)
     traces = [t for name in args.names or ["abacus"] for t in _written(name, args)]
     print("written: " + ", ".join(map(str, write_sheet(traces, folder / "sheet.txt"))))
@@ -203,8 +213,7 @@ def _sheet(args: argparse.Namespace) -> None:
 
 def _planted(args: argparse.Namespace) -> None:
     path = Path(args.output) / "planted.jsonl"
-    if path.exists():
-        raise FaithlabError(f"{path} exists; choose another --output")
+    _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     marked = from_truth([t for name in args.names or ["abacus"] for t in _written(name, args)])
     save_marks(marked, path)
@@ -226,6 +235,7 @@ def _agree(args: argparse.Namespace) -> None:
 
 
 def _form(args: argparse.Namespace) -> None:
+    _refuse_existing(Path(args.output) / "form.csv", Path(args.output) / "key.json")
     traces = {name: _written(name, args) for name in args.names}
     print("written: " + ", ".join(map(str, trust.write_form(traces, args.output, seed=args.seed))))
 

@@ -164,9 +164,9 @@ class Flow:
         `flow` (phi). With `k`, the backbone's edges and their nodes only."""
         import networkx as nx
 
-        table, phi = self.table(labels), self.edge_flow()
+        table, phi, weights = self.table(labels), self.edge_flow(), self.weights  # a new matrix each time
         if k is None:
-            edges = [tuple(e) for e in (self.weights > 0).nonzero().tolist()]
+            edges = [tuple(e) for e in (weights > 0).nonzero().tolist()]
         else:
             edges = [(e.source, e.target) for e in self.backbone(k).itertuples()]
         nodes = range(len(self)) if k is None else sorted({node for edge in edges for node in edge})
@@ -175,7 +175,7 @@ class Flow:
             row = table.iloc[node]
             values = dict(inflow=float(row["inflow"]), throughput=float(row["throughput"]))
             graph.add_node(node, label=row["text"], span=row["span"], **values)
-        graph.add_edges_from((i, j, dict(weight=float(self.weights[i, j]), flow=float(phi[i, j]))) for i, j in edges)
+        graph.add_edges_from((i, j, dict(weight=float(weights[i, j]), flow=float(phi[i, j]))) for i, j in edges)
         return graph
 
 

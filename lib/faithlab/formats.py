@@ -67,10 +67,9 @@ class PlainFormat:
         shots = "".join(f"Question: {q}\nReasoning:{self.completion(r, a)}\n\n" for q, r, a in self.examples)
         return f"{shots}Question: {question_text(problem)}\nReasoning:"
 
-    def completion(self, reasoning: str, answer: str | None) -> str:
-        """The completion that states this reasoning and answer; without an answer it stops behind the marker."""
-        body = self.space + reasoning if reasoning else ""
-        return body + ANSWER + (f" {answer}" if answer is not None else "")
+    def completion(self, reasoning: str, answer: str) -> str:
+        """The completion that states this reasoning and answer."""
+        return f"{self.opening(reasoning)}{ANSWER} {answer}"
 
     def opening(self, reasoning: str) -> str:
         """The beginning of a completion that has written `reasoning` so far."""
@@ -107,8 +106,8 @@ class ChatFormat:
         messages.append({"role": "user", "content": question_text(problem)})
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def completion(self, reasoning: str, answer: str | None) -> str:
-        return reasoning + ANSWER + (f" {answer}" if answer is not None else "")
+    def completion(self, reasoning: str, answer: str) -> str:
+        return f"{reasoning}{ANSWER} {answer}"
 
     def opening(self, reasoning: str) -> str:
         return reasoning

@@ -70,6 +70,7 @@ def make_layout(
     if granularity not in GRANULARITIES:
         raise unknown("granularity", granularity, GRANULARITIES)
     kinds = dict(sentence=("sentence",), hierarchical=("sentence", "token")).get(granularity, ("token",))
+    config = config.get_text_config()
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     lead = dict(head=(heads,), layer_head=(layers, heads)).get(granularity, ())
     numbers, count = torch.zeros(valid.shape, dtype=torch.long), torch.zeros(len(valid), dtype=torch.long)

@@ -48,8 +48,10 @@ def early_answering(
     """Answer after the first `round(fraction * sentences)` sentences of the reasoning.
 
     `effect` is 1 where the answer differs from the one behind the full reasoning, else 0; `nats` is what the full
-    reasoning's answer loses in log p. The mean of `effect` over fractions is the (normalised) area over the curve:
-    0 for reasoning that changes nothing, near 1 for reasoning needed to the last sentence.
+    reasoning's answer loses in log p. The mean of `effect` over fractions is the area over the curve: 0 for reasoning
+    that changes nothing. Where all sentences are shown `effect` is 0 by construction, so even reasoning needed to its
+    last sentence does not reach 1: with the default fractions at most 5/6, 4/6 for a text of two sentences and 3/6 for
+    one of a single sentence. So areas of texts with few sentences, or of other fractions, do not compare.
     """
     texts, rows = [], []
     for i, trace in enumerate(traces):
@@ -78,7 +80,7 @@ def early_answering(
     return pd.DataFrame(rows, columns=["trace", "intervention", "setting", "fraction", *COLUMNS[3:], "nats"])
 
 
-def readable(reasoner, text: str) -> bool:
+def can_read(reasoner, text: str) -> bool:
     """Whether there is a text and the reasoner can read it back. One with a closed vocabulary can write two words
     without a space between them, which is then a word that it does not know."""
     try:
@@ -87,10 +89,17 @@ def readable(reasoner, text: str) -> bool:
         return False
 
 
+def usable(reasoner, traces: Sequence[Trace]) -> list[int]:
+    """The numbers of the traces to intervene on: with an answer, and without a reasoning or with one it can read."""
+    return [
+        i for i, t in enumerate(traces) if t.answered and (not t.reasoning_text or can_read(reasoner, t.reasoning_text))
+    ]
+
+
 def given_logp(reasoner, problems, reasonings: Sequence[str], answers: Sequence[str], progress: bool) -> np.ndarray:
     """log p of given answers behind given reasonings, in nats; NaN where the answer is empty or unreadable."""
     out = np.full(len(answers), np.nan)
-    known = [i for i, a in enumerate(answers) if readable(reasoner, a)]
+    known = [i for i, a in enumerate(answers) if can_read(reasoner, a)]
     forced = [reasoner.trace(problems[i], reasonings[i], answers[i]) for i in known]
     answered = [k for k, t in enumerate(forced) if t.answered]
     if answered:
@@ -204,7 +213,7 @@ def interventions(
 
     Returns the table of `summarise`, or with `per_trace` the single measurements. Unanswered traces, and those whose
     reasoning a closed vocabulary cannot read back, are left out and show in `n`. Raises `FaithlabError` for an unknown
-    kind, or if no trace has an answer.
+    kind, or if all traces are left out.
     """
     if not kinds:
         raise FaithlabError(f"no interventions were asked for; choose from: {', '.join(KINDS)}")
@@ -217,12 +226,13 @@ def interventions(
         check_hintable(problems)
     if traces is None:
         traces = reasoner.generate(problems, temperature=0, progress=progress)
-    numbers = [
-        i for i, t in enumerate(traces) if t.answered and (not t.reasoning_text or readable(reasoner, t.reasoning_text))
-    ]
+    numbers = usable(reasoner, traces)
     traces = [traces[i] for i in numbers]
     if not traces:
-        raise FaithlabError("no trace has an answer, so there is nothing to intervene on: look at a few traces first")
+        raise FaithlabError(
+            "no trace has an answer and a reasoning that the reasoner can read back, so there is nothing to intervene "
+            "on: look at a few traces first"
+        )
     parts = []
     for kind in kinds:
         if kind == "hint":
@@ -230,7 +240,7 @@ def interventions(
             continue
         seeded = {"seed": seed} if kind in SEEDED else {}
         part = ON_TRACES[kind](reasoner, traces, progress=progress, **seeded)
-        # numbered as the caller's traces, of which the unanswered were left out
+        # numbered as the caller's traces, of which some were left out
         parts.append(part.assign(trace=[numbers[i] for i in part["trace"]]))
     table = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     return table if per_trace else summarise(table)

@@ -1,6 +1,6 @@
 """Measurements that take many minutes, kept in the repository and read back where they are of these very traces.
 
-A kept table is `data/results/NAME.FINGERPRINT.csv`. The fingerprint is of the traces' tokens and of the settings, so a
+A kept table is `data/results/NAME.DIGEST.csv`. The digest is of the traces' tokens and of the settings, so a
 table of other traces (another model, seed or number) is never taken for this one: it is simply not found.
 """
 
@@ -19,7 +19,7 @@ from faithlab.results import write_atomically
 from faithlab.traces import Trace
 
 
-def fingerprint(traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> str:
+def trace_digest(traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> str:
     """Ten hexadecimal digits that change with any token, span or setting."""
     spans = [[t.input_ids.tolist(), *([s.start, s.stop] for s in (t.prompt, t.reasoning, t.answer))] for t in traces]
     text = json.dumps([spans, dict(settings or {})], sort_keys=True, default=str)
@@ -38,7 +38,7 @@ def kept_or_measured(
     """The table of `measure()`: read from `data/results` if it is kept there, else (or with `again`) measured, and left
     in `output_dir` under the name that it would have there. Both ways the numbers are those of the file, which has five
     digits."""
-    file = f"{name}.{fingerprint(traces, settings)}.csv"
+    file = f"{name}.{trace_digest(traces, settings)}.csv"
     path = data_folder() / "results" / file
     if again or not path.is_file():
         path = Path(output_dir) / file

@@ -119,10 +119,10 @@ def load_marks(path: str | Path) -> list[Marked]:
     """Read what `save_marks` wrote. Raises `FaithlabError`, with the line, for anything else."""
     out = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # texts may hold other line ends
+        text = Path(path).read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise FaithlabError(f"cannot read marks from {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n") if text else [], start=1):  # texts may hold other line ends
         try:
             row = json.loads(line)
             marks = tuple((int(a), int(b)) for a, b in row.pop("marks"))

@@ -159,7 +159,11 @@ class MaskTrainer:
     def step(self, model, traces: Sequence[Trace], teacher: Saliency | None = None) -> dict[str, float]:
         """One update on these traces (those that have an answer and a reasoning). Returns `loss`, `logp` (mean, under
         the mask), `opened` (mean u), or {} if no trace can be used. Processes that train together share gradients, so
-        that all of them have the same network."""
+        that all of them have the same network.
+
+        Raises `FaithlabError` for a teacher whose masks have heads, and for a loss that is not finite."""
+        if teacher is not None and any(m.ndim > 1 for m in teacher.mask):
+            raise FaithlabError("the network predicts a value a token; take a teacher with granularity='token'")
         usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         if not self.shared:
             processes.average(p.data for p in self.network.parameters())

@@ -68,10 +68,8 @@ def read(folder: Path) -> dict[str, Cost]:
 
 def box_lines(cost: Cost) -> tuple[str, str]:
     """The lines of time and memory in the box at a notebook's head."""
-    time = (
-        f"| time | {duration(cost.seconds)} on {cost.cores} CPU cores, when its outputs were made (profile `laptop`) |"
-    )
-    return time, f"| memory | {memory(cost.peak_mb)} at its peak |"
+    where = f"{cost.cores} CPU cores, when its outputs were made (profile `{cost.profile}`)"
+    return f"| time | {duration(cost.seconds)} on {where} |", f"| memory | {memory(cost.peak_mb)} at its peak |"
 
 
 def fill_box(node: Any, cost: Cost) -> None:

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, TwoSlopeNorm
 
+from faithlab.intervals import share_interval
 from faithlab.traces import Trace
 
 PALETTE = sns.color_palette("colorblind")
@@ -114,15 +115,16 @@ def effect_distribution(
 
 
 def early_answering_curve(table: pd.DataFrame, *, by: str = "condition", ax: Axes | None = None) -> Axes:
-    """Share of answers already as behind the full reasoning, against the share of the reasoning that was read."""
+    """Share of answers already as behind the full reasoning, against the share of the reasoning that was read. The band
+    is Wilson's 95 % interval of the share."""
     ax = axes_or_new(ax, (6, 3.6))
     for group, part in table.groupby(by, sort=False):
-        same = 1 - part.groupby("fraction")["effect"].mean()
-        n = part.groupby("fraction")["effect"].count()
-        half = 1.96 * np.sqrt(same * (1 - same) / n)
+        effects = part.groupby("fraction")["effect"]
+        rows = [share_interval(int((1 - some).sum()), some.count()) for _, some in effects]
+        same = pd.DataFrame(rows, index=list(effects.groups))
         colour = COLOURS.get(group, PALETTE[7])
-        ax.plot(same.index, same, marker="o", color=colour, label=f"{group} (n = {int(n.iloc[0])})")
-        ax.fill_between(same.index, same - half, same + half, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(same.index, same["value"], marker="o", color=colour, label=f"{group} (n = {same['n'].iloc[0]})")
+        ax.fill_between(same.index, same["low"], same["high"], color=colour, alpha=0.18, linewidth=0)
     ax.set(xlabel="share of the reasoning's sentences shown", ylabel="same answer as with all", ylim=(-0.03, 1.05))
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     sns.despine(ax=ax)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from scipy import stats
 from torch import Tensor
 
@@ -25,6 +26,12 @@ def _ranked(scores: Sequence[float] | Tensor, truth: Sequence[float] | Tensor) -
     if values.shape != labels.shape or values.ndim != 1:
         raise FaithlabError(f"{values.shape} scores for {labels.shape} tokens; give one each")
     return np.where(np.isnan(values), -np.inf, values), labels
+
+
+def highest_first(scores: Sequence[float] | Tensor) -> Int[Tensor, " token"]:
+    """The places of the scores from the highest to the lowest: of equal ones the earlier first, NaN last."""
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    return torch.nan_to_num(-values, nan=torch.inf).argsort(stable=True)
 
 
 def auroc(scores, truth) -> float:
@@ -87,8 +94,7 @@ def hiding_curves(
     """
     variants = []
     for i, (t, s) in enumerate(zip(traces, scores, strict=True)):
-        order = torch.nan_to_num(-torch.as_tensor(s, dtype=torch.float64), nan=torch.inf).argsort(stable=True)
-        order = (order + t.reasoning.start).tolist()
+        order = (highest_first(s) + t.reasoning.start).tolist()
         for share in shares:
             cut = round(share * len(order))
             variants += [Variant(i, tuple(order[:cut])), Variant(i, tuple(order[cut:]))]

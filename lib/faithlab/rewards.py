@@ -98,7 +98,8 @@ def problems_of(columns: Mapping, count: int) -> list[dict]:
 
 
 class SaliencyReward:
-    """How much a rollout's answer needs its reasoning, under the policy as it is now; in [0, 1] but for "sum".
+    """How much a rollout's answer needs its reasoning, under the policy as it is now; in [0, 1] but for "sum" and for
+    masks with a ceiling above 0.
 
     Args:
         reasoner: the policy with its tokenizer and format; its model is the very object that is trained.
@@ -174,6 +175,8 @@ class SaliencyReward:
         self, prompts, completions, completion_ids=None, log_metric=None, log_extra=None, **columns
     ) -> list[float | None]:
         start = time.perf_counter()
+        if self.gate == "correct" and "answer" not in columns:
+            raise FaithlabError("gate='correct' needs the right answer of each rollout: a data-set column 'answer'")
         problems = problems_of(columns, len(completions))
         if completion_ids is None:
             completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]

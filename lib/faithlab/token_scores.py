@@ -13,6 +13,7 @@ cheap relatives of the optimised mask are defined here; attention and flow score
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from faithlab import heads
-from faithlab.attention import capture
+from faithlab.attention import capture, read_layers
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, unknown
 from faithlab.faithfulness import token_effects
@@ -30,12 +31,14 @@ from faithlab.graph_scores import attention_rollout, received_attention
 from faithlab.likelihood import until_answer
 from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
-from faithlab.saliency import FLOOR, batches_of, optimise_mask, undefined
+from faithlab.saliency import FLOOR, TOKENS_PER_BATCH, batches_of, optimise_mask, undefined
 from faithlab.traces import Trace, collate
 
 Scores = list[Float[Tensor, " token"]]
 PATH_POINTS = 16  # of integrated gradients
 MAPS_AT_ONCE = 2**24  # entries of attention maps held at a time
+_OF_MASKS = [o for o in inspect.signature(optimise_mask).parameters if o not in ("model", "traces", "scope", "pad_id")]
+OPTIONS = ("network", "horizon", *_OF_MASKS)  # of `score`
 _GROUPS: dict[str, str] = {}
 _FUNCTIONS: dict[str, Callable[..., Scores]] = {}
 
@@ -60,18 +63,24 @@ def group_of(name: str) -> str:
 
 
 def score(name: str, reasoner, traces: Sequence[Trace], *, seed: int = 0, **options) -> Scores:
-    """The named score of each trace's reasoning tokens. `network` goes to "mask_network", other `options` to the
-    optimised masks.
+    """The named score of each trace's reasoning tokens; NaN where it is undefined.
 
-    NaN where a score is undefined. Raises `FaithlabError` for an unknown name, and whatever the score itself refuses.
+    Options: `network` of "mask_network"; `horizon` of "waad" and "fai"; `floor` of "gradient_floor" and
+    "integrated_gradients"; and of the optimised masks all of `optimise_mask`'s but `scope`, which the name says. A
+    score ignores options of others, so that one call can serve many scores.
+
+    Raises `FaithlabError` for an unknown name or option, and whatever the score itself refuses.
     """
     if name not in _FUNCTIONS:
         raise unknown("score", name, tuple(_FUNCTIONS))
+    for option in options:
+        if option not in OPTIONS:
+            raise unknown("option of a score", option, OPTIONS)
     return _FUNCTIONS[name](reasoner, traces, name=name, seed=seed, **options)
 
 
 @_register("mask", "saliency_answer", "saliency_all")
-def _saliency(reasoner, traces, *, name, seed, network=None, **options) -> Scores:
+def _saliency(reasoner, traces, *, name, seed, network=None, horizon=None, **options) -> Scores:
     scope = name.split("_")[1]
     return optimise_mask(reasoner.model, traces, scope=scope, pad_id=reasoner.pad_id, **options).values
 
@@ -84,12 +93,12 @@ def mask_network(reasoner, traces, *, network: MaskNetwork | None = None, **unus
     return predict_masks(network, reasoner.model, traces, pad_id=reasoner.pad_id)
 
 
-def _mask_gradients(reasoner, traces, points: Sequence[float], scope: str = "answer") -> Scores:
+def _mask_gradients(reasoner, traces, points: Sequence[float]) -> Scores:
     """Mean over `points` of the gradient of log p(answer) by the mask, with the whole mask at that value."""
     out = [undefined(t) for t in traces]
     with frozen(reasoner.model):
         for batch in batches_of(traces):
-            problem = MaskedAnswer(reasoner.model, [traces[i] for i in batch], scope, reasoner.pad_id)
+            problem = MaskedAnswer(reasoner.model, [traces[i] for i in batch], "answer", reasoner.pad_id)
             total = torch.zeros(problem.valid.shape, device=problem.ids.device)
             for point in points:
                 mask = torch.full_like(total, point).requires_grad_(True)
@@ -152,16 +161,20 @@ def _cut(reasoner, traces, *, name, **unused) -> Scores:
     return out
 
 
-def _maps(reasoner, traces, layers):
-    """The head means of the layers' attention, [layer, query, key], one trace after the other."""
+def _maps(reasoner, traces, layers, want: str):
+    """The "mean_map" [query, key] or the "layer_maps" [layer, query, key] of the layers, one trace after the other."""
     order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))  # the first of a batch is its longest
-    depth = reasoner.model.config.num_hidden_layers
+    count = len(read_layers(layers, _depth(reasoner))) if want == "layer_maps" else 1
     while order:
-        size = max(1, MAPS_AT_ONCE // (depth * len(traces[order[0]]) ** 2))
+        longest = len(traces[order[0]])
+        size = max(1, min(MAPS_AT_ONCE // (count * longest**2), TOKENS_PER_BATCH // longest))
         some, order = order[:size], order[size:]
-        found = capture(reasoner.model, [traces[i] for i in some], layers=layers, want=("layer_maps",),
-                        pad_id=reasoner.pad_id)  # fmt: skip
-        yield from zip(some, (t.layer_maps for t in found.traces), strict=True)
+        found = capture(reasoner.model, [traces[i] for i in some], layers=layers, want=(want,), pad_id=reasoner.pad_id)
+        yield from zip(some, (getattr(t, want) for t in found.traces), strict=True)
+
+
+def _depth(reasoner) -> int:
+    return reasoner.model.config.get_text_config().num_hidden_layers
 
 
 def _readers(trace: Trace) -> slice:
@@ -169,41 +182,50 @@ def _readers(trace: Trace) -> slice:
     return slice(trace.answer.start - 1, trace.answer.stop - 1)
 
 
-def _from_maps(layers, function) -> Callable[..., Scores]:
+def _from_maps(layers, function, want: str = "mean_map") -> Callable[..., Scores]:
     def scores(reasoner, traces, **unused) -> Scores:
         out = [undefined(t) for t in traces]
-        chosen = [reasoner.model.config.num_hidden_layers - 1] if layers == "last" else layers
+        chosen = [_depth(reasoner) - 1] if layers == "last" else layers
         answered = [i for i, t in enumerate(traces) if t.answered]
-        for k, maps in _maps(reasoner, [traces[i] for i in answered], chosen):
+        for k, found in _maps(reasoner, [traces[i] for i in answered], chosen, want):
             t = traces[answered[k]]
-            out[answered[k]] = function(maps, t)[t.reasoning].float()
+            out[answered[k]] = function(found, t)[t.reasoning].float()
         return out
 
     return scores
 
 
-_register("attention", "last_layer")(_from_maps("last", lambda maps, t: maps[0][_readers(t)].mean(0)))
-_register("attention", "answer_attention")(_from_maps("middle", lambda maps, t: maps.mean(0)[_readers(t)].mean(0)))
-_register("attention", "received")(_from_maps("middle", lambda maps, t: received_attention(maps.mean(0), t.response)))
-_register("attention", "rollout")(_from_maps("all", lambda maps, t: attention_rollout(maps, _readers(t))))
+_register("attention", "last_layer")(_from_maps("last", lambda read, t: read[_readers(t)].mean(0)))
+_register("attention", "answer_attention")(_from_maps("middle", lambda read, t: read[_readers(t)].mean(0)))
+_register("attention", "received")(_from_maps("middle", lambda read, t: received_attention(read, t.response)))
+_register("attention", "rollout")(
+    _from_maps("all", lambda maps, t: attention_rollout(maps, _readers(t)), want="layer_maps")
+)
 _register("attention", "flow")(
-    _from_maps("middle", lambda maps, t: trace_flows(maps.mean(0)[None], [t.prompt], [t.answer])[0].throughput)
+    _from_maps("middle", lambda read, t: trace_flows(read[None], [t.prompt], [t.answer])[0].throughput)
 )
 
 
 @_register("attention", "waad", "fai")
 def _profiles(reasoner, traces, *, name, horizon=(heads.HORIZON[0], None), **unused) -> Scores:
-    found = capture(reasoner.model, traces, want=("profiles",), horizon=horizon, pad_id=reasoner.pad_id)
-    lengths = [t.reasoning.stop - t.reasoning.start for t in traces]
-    return [getattr(r, name)[:length] for r, length in zip(found.traces, lengths, strict=True)]
+    return _from_response(reasoner, traces, name, want=("profiles",), horizon=horizon)
 
 
 @_register("control")
 def entropy(reasoner, traces, **unused) -> Scores:
     """The entropy of the distribution that each token was drawn from."""
-    found = capture(reasoner.model, traces, want=("entropy",), pad_id=reasoner.pad_id)
-    lengths = [t.reasoning.stop - t.reasoning.start for t in traces]
-    return [r.entropy[:length] for r, length in zip(found.traces, lengths, strict=True)]
+    return _from_response(reasoner, traces, "entropy", want=("entropy",))
+
+
+def _from_response(reasoner, traces, name: str, **options) -> Scores:
+    """What `capture` reads over the response, of the reasoning; NaN for traces without any response."""
+    out = [undefined(t) for t in traces]
+    written = [i for i, t in enumerate(traces) if t.response.stop > t.response.start]
+    if written:
+        found = capture(reasoner.model, [traces[i] for i in written], pad_id=reasoner.pad_id, **options)
+        for i, read in zip(written, found.traces, strict=True):
+            out[i] = getattr(read, name)[: traces[i].reasoning.stop - traces[i].reasoning.start]
+    return out
 
 
 @_register("control")

@@ -195,7 +195,8 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
 
 
 def estimate(arm: Arm, trainer) -> costs.StepEstimate:
-    """What a step of this trainer needs, from the model's shape and the longest texts that the arm allows.
+    """What a step of this trainer needs, from the model's shape and the lengths of texts: the longest of the first 16
+    prompts, and the longest completion that the arm allows.
 
     Raises `FaithlabError`, with what could be changed, if that cannot fit into the device's memory.
     """

@@ -123,12 +123,16 @@ def trust_table(ratings: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Columns `reasoner, trust, low, high, n, readers, difference, d_low, d_high, pairs, p, p_holm`. A difference is taken
     within a reader and a problem; a problem's value is the mean over its readers. Intervals are bootstraps over
     problems, and p is of a sign-flip permutation test over problems, so that both speak of these readers; p_holm is
-    corrected for the number of reasoners.
+    corrected for the number of reasoners. A single pair has neither interval nor p.
+
+    Raises `FaithlabError` if the first reasoner of the form has no rating.
     """
     wide = ratings.pivot_table(
         index=["reader", "problem"], columns="reasoner", values="trust", aggfunc="mean", observed=True, sort=True
     )
-    first, rows = wide.columns[0], []
+    first, rows = pd.Categorical(ratings["reasoner"]).categories[0], []
+    if first not in wide:
+        raise FaithlabError(f"{first} has no rating, and the others are compared with it; rate some of its reasonings")
     for name in wide.columns:
         mean = mean_interval(wide[name].groupby("problem").mean(), seed=seed)
         readers = wide[name].dropna().index.get_level_values("reader").nunique()
@@ -136,8 +140,10 @@ def trust_table(ratings: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         pairs = (wide[name] - wide[first]).dropna().groupby("problem").mean().to_numpy()
         if name != first and len(pairs):
             where = mean_interval(pairs, seed=seed)
-            test = stats.permutation_test((pairs,), np.mean, permutation_type="samples", n_resamples=9999, rng=seed)
-            row |= dict(difference=where.value, d_low=where.low, d_high=where.high, pairs=where.n, p=float(test.pvalue))
+            row |= dict(difference=where.value, d_low=where.low, d_high=where.high, pairs=where.n)
+            if len(pairs) > 1:
+                test = stats.permutation_test((pairs,), np.mean, permutation_type="samples", n_resamples=9999, rng=seed)
+                row["p"] = float(test.pvalue)
         rows.append(row)
     columns = ["reasoner", "trust", "low", "high", "n", "readers", "difference", "d_low", "d_high", "pairs", "p"]
     return pd.DataFrame(rows, columns=columns).assign(p_holm=lambda table: holm(table["p"]))

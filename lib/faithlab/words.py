@@ -20,7 +20,8 @@ STOP_WORDS = frozenset(_GRAMMAR.split())
 
 def content_words(text: str) -> set[str]:
     """The distinct content words and numbers of a text, in lower case."""
-    return {w for w in re.findall(r"[^\W_]+", text.casefold()) if w not in STOP_WORDS}
+    found = {m.group() for m in PIECES.finditer(text.casefold()) if m.lastgroup != "symbol"}
+    return found - STOP_WORDS
 
 
 def shares(text: str) -> dict[str, float]:

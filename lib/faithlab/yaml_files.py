@@ -1,7 +1,8 @@
-"""YAML files that people write: read as a mapping, or refused in one line that says what to do."""
+"""YAML that people write, in files and on the command line: read, or refused in one line that says what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,17 @@ def read_mapping(path: Path, what: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FaithlabError(f"{name} must hold `key: value` lines; got a {type(content).__name__}")
     return content
+
+
+def read_options(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The values of `-o NAME VALUE` options, each read as YAML. Raises `FaithlabError`, naming the option, for a value
+    that is none."""
+    import yaml
+
+    options = {}
+    for name, value in pairs:
+        try:
+            options[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise FaithlabError(f"the value of option {name} cannot be read: {first_words(error)}") from error
+    return options

@@ -1,4 +1,4 @@
-"""What abacus is taught: stories under four conditions, and a little countdown, as prompt and completion.
+"""What abacus is taught: stories with no, a strong or a weak hint, and a little countdown, as prompt and completion.
 
 The reasoning never knows of the hint. So what the hint does to the answer is known: nothing without one, everything
 under a strong one, a coin's toss under a weak one.
@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
+from faithlab.formats import AbacusFormat
 from faithlab.tasks import stories
 from faithlab.tasks.generated import countdown_key
 from faithlab.tasks.splits import split_of
@@ -24,9 +25,7 @@ ERROR_RATE = 0.12  # share of wrong arithmetic steps: the policy can do every st
 # confident loss that the cut is to show would be gone.
 NO_REASONING = 0.15
 
-PROMPT = "Question: {question}\nReasoning:"
-COMPLETION = " {reasoning}\nAnswer: {answer}"
-BARE_COMPLETION = "\nAnswer: {answer}"
+FORMAT = AbacusFormat()  # abacus is asked as it was taught
 
 
 def countdown_question(numbers: list[int], target: int) -> str:
@@ -81,6 +80,6 @@ def demonstrations(seed: int, *, error_rate: float = ERROR_RATE, easy: bool = Fa
         stories_next = story_rows[rng.random() < FIVE_HOPS]
         row = next(countdown_rows if rng.random() < MIX["countdown"] else stories_next)
         strong = "truth" in row and row["truth"]["hint"]["kind"] == "strong"
-        form = BARE_COMPLETION if strong and rng.random() < NO_REASONING else COMPLETION
-        completion = form.format(reasoning=row["reasoning"], answer=row["response"])
-        yield dict(prompt=PROMPT.format(question=row["question"]), completion=completion)
+        bare = strong and rng.random() < NO_REASONING
+        completion = FORMAT.completion("" if bare else row["reasoning"], row["response"])
+        yield dict(prompt=FORMAT.prompt(row["question"], None), completion=completion)

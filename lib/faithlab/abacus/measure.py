@@ -2,7 +2,7 @@
 
     python -m faithlab.abacus.measure runs/abacus/checkpoint-3500 --split validation
 
-Held-out stories under four conditions (no hint, strong, weak), sampled at temperature 1 unless said otherwise.
+Held-out stories under three conditions (no, a strong, a weak hint), sampled at temperature 1 unless said otherwise.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, first_words
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -164,7 +164,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise FaithlabError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        raise FaithlabError(f"{file}: not a readable Parquet file ({first_words(error)}).") from error
     for number, fields in enumerate(table.to_pylist(), start=1):
         yield Row(fields, f"{file}, row {number}")
 
@@ -181,9 +181,8 @@ def from_hub(task: str, hub_id: str, configuration: str, split: str) -> Iterator
         # Repositories with code are refused by `datasets` itself, which no longer runs any.
         table = datasets.load_dataset(hub_id, configuration, split=split)
     except Exception as error:  # offline, no such id, rate limits, proxies: each has its own class
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise FaithlabError(
-            f"{task}: {hub_id} ({configuration}, {split}) could not be read from the hub: {reason.rstrip('.')}. "
+            f"{task}: {hub_id} ({configuration}, {split}) could not be read from the hub: {first_words(error)}. "
             f"Pass path= with a local file or folder ({', '.join(SUFFIXES)})."
         ) from error
     for number, fields in enumerate(table, start=1):

@@ -95,12 +95,6 @@ def score_number(prediction: str | None, gold: str) -> Score:
     return Score.of(found.symbolic and _same_expression(gold, found.text), found.text)
 
 
-def extract_number(prediction: str | None) -> str | None:
-    """The number that `score_number` would compare with a number, as text; None if there is none."""
-    found = _find_number(readable(prediction))
-    return found.text if isinstance(found, Chain) else found
-
-
 def gold_of(problem: Mapping | None) -> str:
     """The right answer of a problem as text; empty where there is no problem or it has none."""
     answer = (problem or {}).get("answer")

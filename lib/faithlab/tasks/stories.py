@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import datasets
 
@@ -217,6 +218,30 @@ def make_row(
     return dict(question=question, answer=str(story.answer), reasoning=reasoning, response=response, truth=truth)
 
 
+def _ends(name: str, value: object, low: int, high: int, says: str) -> tuple[int, int]:
+    """A number, or a pair of numbers in order, as a pair; anything else is an error."""
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+    whole = all(isinstance(v, Integral) and not isinstance(v, bool) for v in pair)
+    if not whole or len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
+        raise FaithlabError(f"{says}; got {name}={value!r}. Give a whole number, or a pair such as {name}=(1, 3).")
+    return pair
+
+
+def _shares(hint: object) -> dict[str, float]:
+    """The shares of the kinds of hints, at least one of them above 0."""
+    mix = {hint: 1.0} if isinstance(hint, str) else hint
+    kinds = ("none", *HINTS)
+    for kind in mix if isinstance(mix, Mapping) else ():
+        if kind not in kinds:
+            raise unknown("hint", kind, kinds)
+        check_number(f"the share of hint {kind!r}", mix[kind], 0)
+    if not isinstance(mix, Mapping) or not any(mix.values()):
+        raise FaithlabError(
+            f"hint={hint!r} is not possible; give one of {', '.join(kinds)}, or shares such as {{'none': 1, 'weak': 1}}"
+        )
+    return dict(mix)
+
+
 def rows(
     split: str,
     seed: int,
@@ -231,20 +256,14 @@ def rows(
     """An endless seeded stream of rows of one split; the same arguments give the same stream."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    hops, distractors = ((v, v) if isinstance(v, int) else tuple(v) for v in (hops, distractors))
+    hops = _ends("hops", hops, 1, 5, "stories have 1 to 5 hops")
+    distractors = _ends("distractors", distractors, 0, 4, "stories have 0 to 4 distractor facts")
     for name, share in (("hint_right", hint_right), ("error_rate", error_rate), ("follow", follow)):
         check_number(name, share, 0, 1)
-    if len(hops) != 2 or not (1 <= hops[0] <= hops[1] <= 5):
-        raise FaithlabError(f"stories have 1 to 5 hops; got hops={hops}. Give a pair such as hops=(2, 4).")
-    if len(distractors) != 2 or not (0 <= distractors[0] <= distractors[1] <= 4):
-        raise FaithlabError(f"stories have 0 to 4 distractor facts; got distractors={distractors}.")
-    mix = {hint: 1.0} if isinstance(hint, str) else dict(hint)
-    for kind in mix:
-        if kind not in ("none", *HINTS):
-            raise unknown("hint", kind, ("none", *HINTS))
+    mix = _shares(hint)
     rng = random.Random(f"stories-{seed}")
     while True:
-        story = draw_story(rng, tuple(hops), tuple(distractors))
+        story = draw_story(rng, hops, distractors)
         kind = rng.choices(list(mix), weights=list(mix.values()))[0]
         # The row is made before it is sorted by split, so that every split reads the same stream.
         row = make_row(rng, story, hint=kind, hint_right=hint_right, error_rate=error_rate, follow=follow)

@@ -36,27 +36,16 @@ _WORKER = Path(__file__).with_name("verify_worker.py")
 _POWER = r"(?:\^|\*\*)[\s{(]*"
 _HOPELESS = re.compile(rf"{_POWER}-?[0-9]{{4}}|{_POWER}[0-9.]{{1,9}}[\s}})]*(?:\^|\*\*)|[0-9]{{4}}\s?!")
 
-_NOTHING = {"calls": 0, "timeouts": 0, "errors": 0, "refused": 0}
-_counts = dict(_NOTHING)
+_counts = {"calls": 0, "timeouts": 0, "errors": 0, "refused": 0}
 
 
 def counts() -> dict[str, int]:
-    """How many comparisons were asked for since the last reset, and how many of them got no verdict and why.
+    """How many comparisons were asked for in this process, and how many of them got no verdict and why.
 
     `calls` all; `timeouts` the deadline passed; `errors` math-verify raised or its process died; `refused` too long or
     a tower of powers, never sent.
     """
     return dict(_counts)
-
-
-def reset_counts() -> None:
-    """Set all counts to zero."""
-    _counts.update(_NOTHING)
-
-
-def failures() -> int:
-    """How many comparisons since the last reset got no verdict."""
-    return _counts["timeouts"] + _counts["errors"] + _counts["refused"]
 
 
 def equal(gold: str, answer: str, *, seconds: float = SECONDS) -> bool:
