@@ -3,14 +3,14 @@
 import pandas as pd
 import pytest
 
-from faithlab.claims import COLUMNS, judge, read_claims, verdict
+from faithlab.claims import COLUMNS, judge, read_claims, tally, verdict
 from faithlab.errors import FaithlabError
 
 BASE = dict(method="m", source="paper", claim="c", model="x", published="1 to 2")
 
 
-def row(value, low=float("nan"), high=float("nan"), quantity="q", reasoner="abacus"):
-    return dict(reasoner=reasoner, quantity=quantity, value=value, low=low, high=high, n=10)
+def row(value, low=float("nan"), high=float("nan"), quantity="q", reasoner="abacus", unit="share"):
+    return dict(reasoner=reasoner, quantity=quantity, value=value, low=low, high=high, n=10, unit=unit)
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,39 @@ def row(value, low=float("nan"), high=float("nan"), quantity="q", reasoner="abac
         (row(0.1, -0.05, 0.2), 0, "near", "open"),
         (row(0.1, 0.04, 0.2), 0, "near", "open"),
         (row(0.1, 0.06, 0.2), 0, "near", "does not"),
-        (row(3), row(1, 0, 2), "above", "holds"),
-        (row(3), row(1), "above", "open"),
-        (row(3), 1, "above", "open"),
-        (row(1.5), row(1, 0, 2), "above", "open"),
+        (row(3), row(1, 0, 2, "q, shuffled"), "above", "beyond chance"),
+        (row(3), row(1, 0, 2, "q, shuffled"), "below", "reversed"),
+        (row(1.5), row(1, 0, 2, "q, shuffled"), "above", "open"),
+        (row(3), row(1, 0, 2), "above", "no interval"),
+        (row(3), row(1), "above", "no interval"),
+        (row(3, 2.5, 3.5), row(1), "above", "no interval"),
+        (row(3), 1, "above", "no interval"),
+        (row(3), row(3, 2, 4, "q, shuffled"), "near", "no interval"),
     ],
 )
 def test_verdicts(ours, other, test, expected):
     assert verdict(ours, other, test) == expected
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.04, "holds"), (0.05, "open"), (float("nan"), "open")])
+def test_a_difference_between_arms_needs_its_corrected_p(p, expected):
+    gap = row(0.1, 0.05, 0.2, "a minus b", unit="difference")
+    assert verdict(gap, 0, "above", p=p) == expected
+    results = [gap] if p != p else [gap, row(p, quantity="a minus b, p corrected")]
+    assert judge([BASE | dict(ours="a minus b", above=0)], pd.DataFrame(results))["verdict"].tolist() == [expected]
+    assert verdict(row(0.01, -0.01, 0.04, unit="difference"), 0, "near") == "holds"  # whose interval says it all
+
+
+def test_a_claim_counts_once_and_ours_are_kept_apart():
+    claims = [
+        BASE | dict(ours="q", above=0, reasoners=["abacus", "smollm2"]),
+        BASE | dict(claim="d", ours="q", above=1, reasoners=["abacus", "smollm2"]),
+        BASE | dict(claim="e", origin="own", ours="q", above=0),
+        BASE | dict(claim="f", why="needs people"),
+    ]
+    found = tally(judge(claims, pd.DataFrame([row(2, 1.8, 2.2), row(0.5, 0.4, 0.6, reasoner="smollm2")])))
+    assert found["published"].to_dict() == {"holds": 1, "untested": 1, "differs": 1}
+    assert found["own"].to_dict() == {"holds": 1, "untested": 0, "differs": 0}
 
 
 def test_each_claim_and_reasoner_has_its_row():
@@ -75,7 +100,7 @@ def test_two_results_of_one_name_are_refused():
         (BASE | dict(ours="q", abve=1), "did you mean 'above'"), (BASE | dict(ours="q"), "needs `ours` and one of"),
         (BASE | dict(ours="q", above=1, why="x"), "needs `ours`"), (BASE | dict(ours="q", above=1, below=2), "needs"),
         (BASE | dict(above=1), "needs `ours`"), (dict(method="m", why="x"), "lacks claim, model, published, source"),
-        (BASE | dict(source="blog", why="x"), "unknown source"),
+        (BASE | dict(source="blog", why="x"), "unknown source"), (BASE | dict(origin="us", why="x"), "unknown origin"),
         (BASE | dict(ours="q", above=1, reasoners="abacus"), "must be a list"),
     ],
 )  # fmt: skip

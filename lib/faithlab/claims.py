@@ -1,20 +1,30 @@
 """The published figures, each beside ours: does it hold here?
 
-`data/published_claims.yaml` holds one entry a figure: where it was published, for which model, and either which of our
+`data/published_claims.yaml` holds one entry a figure: where it was published, for which model, whose claim it is
+(`origin`: "published", or "own" for our controls, rewards and checks of published settings), and either which of our
 results (`data/results/notebooks.csv`) test it or why nothing here can. A verdict compares intervals and says
 
-    holds      ours lies on the claimed side of what it is compared with, intervals apart; for a claim that nothing
-               changes (`near`), no difference of more than `MARGIN` is within the two intervals
-    does not   it lies on the other side, intervals apart; for `near`, apart by more than `MARGIN`
-    open       so many traces or seeds do not decide it, or there is no interval to decide by
-    no result  the notebooks' results hold no such row (yet)
-    untested   it cannot be tested here; `why` says why
+    holds          ours lies on the claimed side of what it is compared with, intervals apart; for a claim that nothing
+                   changes (`near`), no difference of more than `MARGIN` is within the two intervals
+    does not       it lies on the other side, intervals apart; for `near`, apart by more than `MARGIN`
+    open           so many traces or seeds do not decide it
+    beyond chance  ours has no interval, and is compared with the range that holds 95 % of a null distribution
+                   (`NULL`): it lies outside of that, on the claimed side. Chance does not make it; how far other
+                   traces would move it is not known
+    reversed       the same, on the other side
+    no interval    ours, or the result that it is compared with, has no interval, so that nothing is decided
+    no result      the committed results hold no such row: the runs or the notebook that it needs are not there yet
+    untested       it cannot be tested here; `why` says why
+
+A difference between two arms (unit "difference") is one of many that were looked at. "holds" and "does not" then need
+its corrected p, too, below `LEVEL`: the result of the same name with `CORRECTED` behind it. Without one it stays open.
 
 Sources are kept apart: the papers, and an article that summarises one of them with other figures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,11 +35,16 @@ from faithlab.models import data_folder
 from faithlab.yaml_files import read_mapping
 
 SOURCES = ("paper", "notes on the paper", "summary article")
+ORIGINS = ("published", "own")
 TESTS = ("above", "below", "near")
 MARGIN = 0.05  # of `near`
+LEVEL = 0.05  # of a corrected p
+CORRECTED = ", p corrected"  # behind the name of a difference between arms: its p after Holm's correction
+NULL = ", shuffled"  # the end of the name of a null distribution's mean; its interval holds 95 % of it
+VERDICTS = ("holds", "does not", "open", "beyond chance", "reversed", "no interval", "no result", "untested")
 SAID = ("method", "source", "claim", "model", "published")  # by whoever published it
-KEYS = {*SAID, "ours", *TESTS, "reasoners", "why"}
-COLUMNS = [*SAID, "reasoner", "ours", "low", "high", "n", "against", "verdict"]
+KEYS = {*SAID, "origin", "ours", *TESTS, "reasoners", "why"}
+COLUMNS = [*SAID, "origin", "reasoner", "ours", "low", "high", "n", "against", "verdict"]
 
 
 def read_claims(path: str | Path | None = None) -> list[dict]:
@@ -51,6 +66,8 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
             raise FaithlabError(f"{where} lacks {', '.join(sorted(missing))}")
         if entry["source"] not in SOURCES:
             raise unknown(f"source of {where}:", entry["source"], SOURCES)
+        if entry.get("origin", ORIGINS[0]) not in ORIGINS:
+            raise unknown(f"origin of {where}:", entry["origin"], ORIGINS)
         tests = [t for t in TESTS if t in entry]
         if ("why" in entry) == bool(tests) or len(tests) > 1 or bool(tests) != ("ours" in entry):
             raise FaithlabError(f"{where} needs `ours` and one of {', '.join(TESTS)}, or `why` it cannot be tested")
@@ -59,23 +76,38 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
     return entries
 
 
-def verdict(ours: Mapping, other: Mapping | float, test: str) -> str:
-    """Compare a result (`value`, `low`, `high`) with another or with a number. A result without an interval can be
-    compared with one that has one, such as the range of a null distribution; two without decide nothing."""
+def verdict(ours: Mapping, other: Mapping | float, test: str, *, p: float = math.nan) -> str:
+    """Compare a result (`value`, `low`, `high`) with another or with a number, which is exact; see the module's head.
+
+    Where `ours` has the unit "difference", `p` is its corrected p-value (NaN: there is none).
+    """
+    exact = not isinstance(other, Mapping)
+    least, most = (float(other), float(other)) if exact else _bounds(other)
     low, high = _bounds(ours)
-    least, most = _bounds(other) if isinstance(other, Mapping) else (float(other), float(other))
-    if low == high and least == most:
-        return "open"
+    if math.isnan(least + most):
+        return "no interval"
+    if math.isnan(low + high):
+        if exact or test == "near" or not str(other.get("quantity", "")).endswith(NULL):
+            return "no interval"
+        side = _side(ours["value"], ours["value"], least, most)
+        return "open" if side is None else "beyond chance" if side == test else "reversed"
     if test == "near":
         if max(high - least, most - low) <= MARGIN:
             return "holds"
         return "does not" if max(low - most, least - high) > MARGIN else "open"
-    apart = "above" if low > most else "below" if high < least else None
-    return "open" if apart is None else "holds" if apart == test else "does not"
+    side = _side(low, high, least, most)
+    if side is None or (ours.get("unit") == "difference" and not p < LEVEL):
+        return "open"
+    return "holds" if side == test else "does not"
+
+
+def _side(low: float, high: float, least: float, most: float) -> str | None:
+    """On which side of `least` to `most` an interval lies; None if the two meet."""
+    return "above" if low > most else "below" if high < least else None
 
 
 def _bounds(row: Mapping) -> tuple[float, float]:
-    return tuple(float(row["value"] if pd.isna(row.get(side)) else row[side]) for side in ("low", "high"))
+    return tuple(math.nan if pd.isna(row.get(side)) else float(row[side]) for side in ("low", "high"))
 
 
 def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -92,7 +124,7 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
         found[key] = r
     rows = []
     for entry in claims:
-        said = {k: entry[k] for k in SAID}
+        said = {k: entry[k] for k in SAID} | dict(origin=entry.get("origin", ORIGINS[0]))
         if "why" in entry:
             rows.append(said | dict(against=entry["why"], verdict="untested"))
             continue
@@ -104,9 +136,22 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
             if ours is None or other is None:
                 rows.append(said | dict(reasoner=reasoner, against=entry["ours"], verdict="no result"))
                 continue
+            p = found.get((reasoner, entry["ours"] + CORRECTED), {}).get("value", math.nan)
             shown = f"{other['value']:.3g} ({entry[test]})" if isinstance(other, dict) else f"{other:g}"
             rows.append(
                 said | dict(reasoner=reasoner, ours=ours["value"], low=ours["low"], high=ours["high"], n=ours["n"],
-                            against=f"{test} {shown}", verdict=verdict(ours, other, test))
+                            against=f"{test} {shown}", verdict=verdict(ours, other, test, p=float(p)))
             )  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def tally(judged: pd.DataFrame) -> pd.DataFrame:
+    """How many claims have which verdict: a row a verdict, a column an origin. A claim that is tested on several
+    reasoners counts once, as "differs" where they disagree."""
+    each = judged.groupby(["origin", *SAID], sort=False)["verdict"].agg(
+        lambda v: v.iloc[0] if v.nunique() == 1 else "differs"
+    )
+    table = each.reset_index().groupby(["verdict", "origin"]).size().unstack(fill_value=0)
+    return table.reindex(
+        index=[v for v in (*VERDICTS, "differs") if v in table.index], columns=list(ORIGINS), fill_value=0
+    )
