@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from faithlab import comparison, evaluation, tasks
-from faithlab.errors import FaithlabError, check_number, first_words, unknown
+from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.models import fingerprint, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.tasks.fewshot import for_task
+from faithlab.yaml_files import read_options
 
 STRIDE = 10**6  # between the seeds of problems that follow one another
 PART = 24  # problems between two savings; sampling is keyed by the place in a part, so that a resumed run is the same
@@ -192,10 +192,7 @@ def command(args: argparse.Namespace) -> int:
     """`faithlab evaluate`: measure, write the tables, print them."""
     names = labels(args.reasoners)
     groups = list(evaluation.GROUPS) if args.groups == "all" else [g.strip() for g in args.groups.split(",")]
-    try:
-        options = {name: yaml.safe_load(value) for name, value in args.option}
-    except yaml.YAMLError as error:
-        raise FaithlabError(f"a value of --option cannot be read: {first_words(error)}") from error
+    options = read_options(args.option)
     folder = args.output or Path("runs/evaluate") / f"{'-'.join(names)}-{args.task}"
     tables = evaluate(
         args.reasoners, folder, task=args.task, options=options, split=args.split, n=args.n, groups=groups,
