@@ -137,6 +137,8 @@ def masking_test(
     One row a trace and kind: `trace, masked, hidden` (how many), `changed` (1 where the answer is another than with
     nothing hidden), `right` (before) and `flipped` (1 where it was right and is not any more; NaN where it was wrong).
     `score` is the task's scorer; `before` the answers with nothing hidden, where they are known from an earlier call.
+
+    Raises `FaithlabError` for scores that are not one a reasoning token, an unknown kind, or traces without an answer.
     """
     if before is None:
         before = masked_answers(reasoner, traces, [[] for _ in traces], progress=progress)
