@@ -127,6 +127,8 @@ def _ask(gold: str, answer: str, seconds: float) -> bool:
             if time.monotonic() < _retry_at:
                 raise RuntimeError("the math-verify process did not start a moment ago")
             _retry_at = time.monotonic() + 60
+            if _worker is not None:  # died by itself: its pipes are closed
+                _worker.kill()
             _worker = _Worker()
             _retry_at = 0.0
         try:
