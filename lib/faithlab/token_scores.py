@@ -21,6 +21,7 @@ from torch import Tensor
 
 from faithlab import heads
 from faithlab.attention import capture, read_layers
+from faithlab.batches import collate
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, unknown
 from faithlab.faithfulness import token_effects
@@ -32,7 +33,7 @@ from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.saliency import FLOOR, TOKENS_PER_BATCH, batches_of, optimise_mask, undefined
 from faithlab.saliency import OPTIONS as MASK_OPTIONS
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 Scores = list[Float[Tensor, " token"]]
 PATH_POINTS = 16  # of integrated gradients
