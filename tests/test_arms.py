@@ -9,7 +9,7 @@ import pytest
 
 from faithlab.arms import ARMS, Arm, arm_names, read_arm
 from faithlab.errors import FaithlabError
-from faithlab.models import data_folder
+from faithlab.paths import data_folder
 from faithlab.saliency import optimise_mask
 from faithlab.sweep import load_runs, read_plan
 

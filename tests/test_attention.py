@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
 from faithlab.attention import causal_bias, cut_bias, frozen, layer_windows, lowest, model_mask
+from faithlab.batches import collate
 from faithlab.errors import FaithlabError
 from faithlab.prefill import prefill
-from faithlab.traces import collate
 
 LOW = lowest(torch.float32)
 BACKENDS = ("sdpa", "eager")

@@ -11,11 +11,12 @@ from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 
 from faithlab import attention, heads
 from faithlab.attention import capture, read_layers
+from faithlab.batches import collate
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import answer_logp
 from faithlab.memory import capture_bytes
 from faithlab.recorder import hidden_states
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 EVERYTHING = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
 

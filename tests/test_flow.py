@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import faithlab.flow
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow, trace_flows
+from faithlab.flow_solver import graph_of, in_logarithms, log_reachability
 from faithlab.graph_scores import attention_rollout, max_flow, received_attention
 
 
@@ -258,7 +258,7 @@ def test_same_as_a_networkx_traversal(monkeypatch):
     flow = trace_flow(w, slice(0, 10), slice(57, 60))
     with monkeypatch.context() as patch:
         built = []
-        patch.setattr("faithlab.flow._graph", lambda *a, make=faithlab.flow._graph: built.append(1) or make(*a))
+        patch.setattr("faithlab.flow.graph_of", lambda *a, make=graph_of: built.append(1) or make(*a))
         graph = flow.to_networkx()
     assert len(built) == 2, "once for the weights, once for the flow, and not for every edge"
     h, f = by_networkx(graph, set(range(10)), {57, 58, 59})
@@ -324,13 +324,12 @@ def test_thousands_of_hops_of_a_sliding_window_stay_exact(leak):
 
 
 def test_the_two_ways_to_reachability_agree():
-    from faithlab.flow import _graph, _in_logarithms, _log_reachability
 
     w = attention(50, 2, 0.3)
     answer = torch.zeros(50, dtype=torch.bool)
     answer[45:47] = True
-    fast = _log_reachability(w[None], answer[None])[0]
-    slow = _in_logarithms(_graph(w, answer), answer)
+    fast = log_reachability(w[None], answer[None])[0]
+    slow = in_logarithms(graph_of(w, answer), answer)
     assert torch.equal(fast.isneginf(), slow.isneginf())
     known = ~fast.isneginf()
     assert fast[known].tolist() == pytest.approx(slow[known].tolist(), abs=1e-9)
@@ -341,7 +340,8 @@ def test_blocks_of_rows_change_nothing(block, monkeypatch):
     maps = torch.stack([attention(50, seed, 0.3) for seed in (3, 4)])
     prompts, answers = [slice(0, 9), torch.tensor([2, 11])], [torch.tensor([20, 33, 45, 46]), slice(48, 50)]
     whole = trace_flows(maps, prompts, answers)
-    monkeypatch.setattr(faithlab.flow, "BLOCK", block)
+    for module in ("flow", "flow_solver"):
+        monkeypatch.setattr(f"faithlab.{module}.BLOCK", block)
     for a, b in zip(whole, trace_flows(maps, prompts, answers), strict=True):
         assert a.throughput.tolist() == pytest.approx(b.throughput.tolist(), rel=1e-12)
         assert a.reachability.tolist() == pytest.approx(b.reachability.tolist(), rel=1e-12)

@@ -20,7 +20,8 @@ from faithlab.errors import FaithlabError
 from faithlab.faithfulness import reasoning_effect
 from faithlab.formats import AbacusFormat, ChatFormat, PlainFormat
 from faithlab.likelihood import answer_logp
-from faithlab.models import cache_folder, data_folder, load_reasoner
+from faithlab.models import load_reasoner
+from faithlab.paths import cache_folder, data_folder
 
 QUESTION = "Ben has 4 more pears than Ada. Ada has 3 pears. How many pears does Ben have?"
 TEMPLATE = (

@@ -10,13 +10,13 @@ from tokenizers.processors import TemplateProcessing
 
 from faithlab import tasks
 from faithlab.attention import capture
+from faithlab.batches import pad_rows
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow
 from faithlab.formats import ChatFormat, PlainFormat
 from faithlab.models import load_reasoner
 from faithlab.rollouts import SCORES, prompt_ids, read_rollouts, rollouts_of, score_rollouts
 from faithlab.token_scores import score
-from faithlab.traces import pad_rows
 from faithlab.training import prompts_of
 
 

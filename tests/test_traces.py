@@ -10,9 +10,10 @@ from tiny import tiny_reasoner, tiny_traces
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from faithlab.batches import collate
 from faithlab.errors import FaithlabError
 from faithlab.tasks.story_text import vocabulary
-from faithlab.traces import Split, Trace, build_trace, collate, split_text, token_pieces
+from faithlab.traces import Split, Trace, build_trace, split_text, token_pieces
 
 ABACUS = tiny_reasoner()
 

@@ -21,11 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from faithlab import heads
+from faithlab.batches import collate
 from faithlab.biases import causal_bias, check_window, cut_bias, frozen, layer_windows, lowest, model_mask
 from faithlab.errors import FaithlabError, unknown
 from faithlab.memory import check_fits
 from faithlab.recorder import Recorded, record
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 __all__ = [
     "AttentionSummary",

@@ -31,7 +31,7 @@ from pathlib import Path
 import pandas as pd
 
 from faithlab.errors import FaithlabError, unknown
-from faithlab.models import data_folder
+from faithlab.paths import data_folder
 from faithlab.yaml_files import read_mapping
 
 SOURCES = ("paper", "notes on the paper", "summary article")

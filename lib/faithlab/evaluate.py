@@ -27,7 +27,8 @@ import pandas as pd
 
 from faithlab import comparison, evaluation, tasks
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.models import fingerprint, load_reasoner
+from faithlab.models import load_reasoner
+from faithlab.paths import fingerprint
 from faithlab.results import write_atomically
 from faithlab.tasks.fewshot import for_task
 from faithlab.yaml_files import read_options

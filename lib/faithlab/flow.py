@@ -13,10 +13,6 @@ evenly over its tokens, and must end in the answer:
 Answer tokens absorb: what reaches them leaves for a virtual sink. Since rows of W' sum to 1, tau = 2 f at every token
 before the answer from which the answer can be reached, so ranking by throughput is ranking by inflow.
 
-Both sweeps are triangular solves, made block by block of rows, so that float64 is held for a few rows of the map only:
-at thousands of tokens a second map costs more than all the arithmetic. float64 has room for h of softmax attention;
-where even that is not enough (hard zeros of sliding windows, thousands of hops) h is computed in logarithms instead.
-
     >>> import torch
     >>> weights = torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0.1, 0.7, 0.2]])  # a prompt token, a thought, an answer
     >>> trace_flow(weights, slice(0, 1), slice(2, 3)).inflow.tolist()  # 0.28 of 0.38 goes by way of the thought
@@ -35,12 +31,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from faithlab.errors import FaithlabError
+from faithlab.flow_solver import BLOCK, conditioned_of, graph_of, inflow_of, log_reachability
 from faithlab.spans import Span, span_mask
-
-BLOCK = 128  # rows of the map that are taken into float64 at a time
-
-# Outside this range a positive float64 is not trusted to be what it stands for.
-SMALLEST, LARGEST = 1e-250, 1e250
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Flow:
     @property
     def weights(self) -> Float[Tensor, "source target"]:
         """W, the graph; answer rows are 0, since answer tokens absorb."""
-        return _graph(self.map, self.answer)
+        return graph_of(self.map, self.answer)
 
     @property
     def reachability(self) -> Float[Tensor, " token"]:
@@ -83,7 +75,7 @@ class Flow:
 
     def conditioned(self) -> Float[Tensor, "source target"]:
         """W', the step probabilities of the conditioned walk; rows sum to 1, on the answer and off the graph to 0."""
-        return _conditioned(self.weights[None], self.log_reachability[None])[0]
+        return conditioned_of(self.weights[None], self.log_reachability[None])[0]
 
     def edge_flow(self) -> Float[Tensor, "source target"]:
         """phi, the flow on every edge; its columns sum to the inflow less what is injected."""
@@ -228,11 +220,11 @@ def trace_flows(
 def _flows(
     maps: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
 ) -> list[Flow]:
-    log_h = _log_reachability(maps, answer)
+    log_h = log_reachability(maps, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
     lost = torch.where(log_h.isneginf(), inject, 0).sum(1)
     inject = torch.where(log_h.isneginf(), 0, inject)
-    inflow = _inflow(maps, answer, log_h, inject)
+    inflow = inflow_of(maps, answer, log_h, inject)
     throughput = inflow * torch.where(answer | log_h.isneginf(), 1.0, 2.0)
     lost = torch.where(lost > 1 - 1e-12, torch.ones_like(lost), lost).tolist()
     return [Flow(maps[b], log_h[b], inflow[b], throughput[b], prompt[b], answer[b], lost[b]) for b in range(len(maps))]
@@ -259,84 +251,3 @@ def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) ->
         raise FaithlabError("the attention map holds negative weights; attention probabilities are not negative")
     if max(ahead) > 1e-6:
         raise FaithlabError("a token attends to a later one: is the map [query, key], and not transposed?")
-
-
-def _log_reachability(maps: Float[Tensor, "batch query key"], answer: Bool[Tensor, "batch token"]):
-    """log h; -inf where the answer cannot be reached."""
-    h = answer.to(torch.float64)  # what the rows so far bring to each token; finished from the end
-    for first, last, rows, corner in _blocks(maps, answer, backwards=True):
-        h[:, first:last] = _solved(corner.transpose(1, 2), h[:, first:last], upper=True)
-        brought = (h[:, None, first:last] @ rows)[:, 0]
-        h[:, :first] += brought.masked_fill_(answer[:, :first], 0)
-    h = h.clamp_(min=0)
-    log_h = h.log()
-    # A zero may be an underflow, and so may be what was built on one. Tokens behind the answer are truly off the graph.
-    columns = torch.arange(maps.shape[1], device=maps.device)
-    before = columns < torch.where(answer, columns, -1).amax(1, keepdim=True)
-    doubtful = before & ~((h > SMALLEST) & (h < LARGEST))
-    for b in doubtful.any(1).nonzero().flatten().tolist():
-        graph = _graph(maps[b], answer[b])
-        if (graph[doubtful[b]].sum(1) > 0).any():
-            log_h[b] = _in_logarithms(graph, answer[b])
-    return log_h
-
-
-def _inflow(maps, answer, log_h, inject) -> Float[Tensor, "batch token"]:
-    """f. With g = f / h the equation loses W': g[k] = inject[k] / h[k] + sum_i g[i] W[i, k]. Where h has too wide a
-    range for that, W' is made after all."""
-    known = ~log_h.isneginf()
-    span = torch.where(known, log_h, 0.0).abs().amax()
-    if span < math.log(LARGEST):
-        scale = log_h.exp()
-        g = torch.where(known, inject / torch.where(known, scale, 1.0), 0.0)
-    else:
-        graphs = torch.stack([_graph(m, a) for m, a in zip(maps, answer, strict=True)])
-        maps, g, scale = _conditioned(graphs, log_h).transpose(1, 2), inject.clone(), 1.0
-    for first, last, rows, corner in _blocks(maps, answer):
-        sent = g[:, :first].masked_fill(answer[:, :first], 0)
-        g[:, first:last] = _solved(corner, g[:, first:last] + (rows @ sent[:, :, None])[:, :, 0], upper=False)
-    return (g * scale).clamp(min=0)
-
-
-def _blocks(maps: Float[Tensor, "batch query key"], answer: Bool[Tensor, "batch token"], *, backwards: bool = False):
-    """The map by blocks of rows, in float64: `first, last`, their weights on the columns before `first`, and the square
-    from `first` to `last`, strictly lower, answer columns 0. The tensors are valid until the next block."""
-    b, n, _ = maps.shape
-    space = maps.new_empty(b * BLOCK * n, dtype=torch.float64)  # one for all: fresh memory is what costs
-    starts = range(0, n, BLOCK)
-    for first in reversed(starts) if backwards else starts:
-        last = min(first + BLOCK, n)
-        rows = space[: b * (last - first) * last].view(b, last - first, last).copy_(maps[:, first:last, :last])
-        corner = rows[:, :, first:].tril(-1).masked_fill_(answer[:, None, first:last], 0)
-        yield first, last, rows[:, :, :first], corner
-
-
-def _solved(strict: Float[Tensor, "batch row column"], right: Float[Tensor, "batch row"], *, upper: bool):
-    """x of (1 - strict) x = right, for a strictly triangular matrix."""
-    return torch.linalg.solve_triangular(-strict, right[..., None], upper=upper, unitriangular=True)[..., 0]
-
-
-def _graph(weights: Float[Tensor, "query key"], answer: Bool[Tensor, " token"]) -> Float[Tensor, "source target"]:
-    """W: who sends to whom, in float64."""
-    return weights.to(torch.float64, copy=True).tril_(-1).T.masked_fill(answer[:, None], 0)
-
-
-def _in_logarithms(graph: Float[Tensor, "source target"], answer: Bool[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """log h token by token from the end: no scale is too small, at the price of one step a token."""
-    log_w = graph.log()
-    log_h = torch.where(answer, 0.0, -torch.inf).to(graph.dtype)
-    for i in range(len(graph) - 2, -1, -1):
-        if not answer[i]:
-            log_h[i] = torch.logsumexp(log_w[i, i + 1 :] + log_h[i + 1 :], 0)
-    return log_h
-
-
-def _conditioned(graph: Float[Tensor, "batch source target"], log_h: Float[Tensor, "batch token"]):
-    """W' = W h[target] / h[source], rows scaled to sum to exactly 1 where there is any."""
-    # Where W > 0 the ratio is at most -log W, since h[source] >= W h[target]; elsewhere it may be anything, times 0.
-    off = log_h.isneginf()
-    finite = torch.where(off, 0.0, log_h)
-    ratio = (finite[:, None, :] - finite[:, :, None]).clamp_(max=700).exp_()
-    step = ratio.mul_(graph).masked_fill_(off[:, None, :] | off[:, :, None], 0)
-    total = step.sum(2, keepdim=True)
-    return torch.where(total > 0, step / total, 0.0)

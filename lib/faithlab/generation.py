@@ -26,10 +26,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from faithlab.batches import pad_rows
 from faithlab.biases import context_window, evaluating
 from faithlab.errors import FaithlabError, check_number
 from faithlab.prefill import prefill, repeated, shared_prefix
-from faithlab.traces import pad_rows, token_pieces
+from faithlab.traces import token_pieces
 
 TOKENS_PER_BATCH = 49_152  # prompt plus new tokens of one batch; keeps abacus quick and SmolLM2 within a few GB
 WORTH_THINNING = 8  # rows; what a smaller batch saves by leaving ended rows out is less than a fresh start costs

@@ -64,7 +64,8 @@ from faithlab.harness_conventions import (
 )
 from faithlab.intervals import share_interval
 from faithlab.likelihood import answer_logp
-from faithlab.models import Reasoner, fingerprint, load_reasoner
+from faithlab.models import Reasoner, load_reasoner
+from faithlab.paths import fingerprint
 from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder, save_record
 from faithlab.traces import Trace

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from faithlab.models import data_folder
+from faithlab.paths import data_folder
 from faithlab.results import write_atomically
 from faithlab.traces import Trace
 

@@ -26,10 +26,11 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from faithlab.attention import cut_bias, lowest, model_mask
+from faithlab.batches import Batch, collate
 from faithlab.biases import check_window, evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.prefill import prefill, shared_prefix
-from faithlab.traces import Batch, Trace, check_traces, collate
+from faithlab.traces import Trace, check_traces
 
 Scope = Literal["answer", "all"]
 SCOPES = ("answer", "all")

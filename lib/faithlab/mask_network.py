@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faithlab import processes
+from faithlab.batches import collate
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import Scope, until_answer
@@ -32,7 +33,7 @@ from faithlab.masked_answer import MaskedAnswer
 from faithlab.recorder import hidden_states
 from faithlab.results import write_atomically
 from faithlab.saliency import FLOOR, SPARSITY, Saliency, batches_of, undefined
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 
 @dataclass(frozen=True)

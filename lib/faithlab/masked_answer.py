@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from faithlab.batches import collate
 from faithlab.biases import check_window, model_mask
 from faithlab.errors import FaithlabError, unknown
 from faithlab.interception import intercepted
 from faithlab.likelihood import SCOPES, Scope, until_answer
 from faithlab.prefill import prefill, shared_prefix
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 
 class MaskedAnswer:

@@ -15,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 from faithlab.attention import cut_bias, model_mask
+from faithlab.batches import collate
 from faithlab.biases import check_window, evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import cut_rollout, end_ids
 from faithlab.prefill import prefill, shared_prefix
 from faithlab.tasks.scoring import Score, gold_of, same_answer
-from faithlab.traces import Trace, collate
+from faithlab.traces import Trace
 
 ANSWER_TOKENS = 16
 PAIRS = 2**22  # of positions in a batch, traces x N x N: its bias is a few times this many bytes

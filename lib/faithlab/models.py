@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from faithlab.errors import FaithlabError, check_number, first_words, unknown
 from faithlab.formats import AbacusFormat, ChatFormat, Example, Format, PlainFormat, begun, is_hub_id, unknown_reasoner
 from faithlab.generation import Rollout, generate_ids, stream_key
+from faithlab.paths import cache_folder, data_folder
 from faithlab.tasks.story_text import ITEMS, NAMES
 from faithlab.traces import Trace, build_trace
 
@@ -210,27 +210,6 @@ def _quiet() -> Iterator[None]:
         hub.setLevel(hub_level)
         if shown:
             logs.enable_progress_bar()
-
-
-def fingerprint(folder: Path) -> str:
-    """The first 12 hex digits of the SHA-256 of a checkpoint's weights: says which checkpoint a result is of."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):  # one, or parts
-        with path.open("rb") as file:
-            while block := file.read(2**24):
-                digest.update(block)
-    return digest.hexdigest()[:12]
-
-
-def data_folder() -> Path:
-    """The repository's `data/` folder, or what FAITHLAB_DATA names."""
-    return Path(os.environ.get("FAITHLAB_DATA") or Path(__file__).resolve().parents[2] / "data")
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: FAITHLAB_CACHE, or `faithlab` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FAITHLAB_CACHE") or Path(base) / "faithlab")
 
 
 def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str | None = None) -> Reasoner:

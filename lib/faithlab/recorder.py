@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from faithlab.batches import Batch
 from faithlab.biases import evaluating
 from faithlab.errors import FaithlabError
 from faithlab.heads import entropy as token_entropy
 from faithlab.interception import intercepted
-from faithlab.traces import Batch
 
 LOGIT_BYTES = 2**27  # of logits at a time, for entropies
 

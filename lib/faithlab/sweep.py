@@ -19,7 +19,7 @@ import pandas as pd
 from faithlab import held_out
 from faithlab.arms import read_arm
 from faithlab.errors import FaithlabError
-from faithlab.models import data_folder
+from faithlab.paths import data_folder
 from faithlab.results import write_atomically
 from faithlab.training import Busy, train
 

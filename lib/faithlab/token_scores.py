@@ -13,7 +13,6 @@ cheap relatives of the optimised mask are defined here; attention and flow score
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from faithlab import heads
 from faithlab.attention import capture, read_layers
+from faithlab.batches import collate
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, unknown
 from faithlab.faithfulness import token_effects
@@ -32,13 +32,13 @@ from faithlab.likelihood import until_answer
 from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.saliency import FLOOR, TOKENS_PER_BATCH, batches_of, optimise_mask, undefined
-from faithlab.traces import Trace, collate
+from faithlab.saliency import OPTIONS as MASK_OPTIONS
+from faithlab.traces import Trace
 
 Scores = list[Float[Tensor, " token"]]
 PATH_POINTS = 16  # of integrated gradients
 MAPS_AT_ONCE = 2**24  # entries of attention maps held at a time
-_OF_MASKS = [o for o in inspect.signature(optimise_mask).parameters if o not in ("model", "traces", "scope", "pad_id")]
-OPTIONS = ("network", "horizon", *_OF_MASKS)  # of `score`
+OPTIONS = ("network", "horizon", "progress", *sorted(MASK_OPTIONS - {"scope"}))  # of `score`
 _GROUPS: dict[str, str] = {}
 _FUNCTIONS: dict[str, Callable[..., Scores]] = {}
 

@@ -26,7 +26,8 @@ import pandas as pd
 from faithlab import tasks
 from faithlab.faithfulness import reasoning_effect
 from faithlab.intervals import share_interval
-from faithlab.models import data_folder, load_reasoner
+from faithlab.models import load_reasoner
+from faithlab.paths import data_folder
 from faithlab.planted import reached_value
 from faithlab.results import write_atomically
 

@@ -11,7 +11,8 @@ from faithlab.abacus.tokenizer import build_tokenizer
 from faithlab.attention import lowest
 from faithlab.faithfulness import token_effects
 from faithlab.formats import AbacusFormat
-from faithlab.models import Reasoner, data_folder, load_reasoner
+from faithlab.models import Reasoner, load_reasoner
+from faithlab.paths import data_folder
 
 AIM = 10
 pytestmark = pytest.mark.timeout(1800)

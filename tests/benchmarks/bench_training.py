@@ -16,13 +16,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import credit, tasks
 from faithlab.attention import capture
+from faithlab.batches import collate
 from faithlab.flow import trace_flows
 from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, quick_rollouts
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import load_reasoner
 from faithlab.rewards import SaliencyReward, outcome
 from faithlab.rollouts import score_rollouts
-from faithlab.traces import collate
 from faithlab.training import prompts_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]

@@ -22,7 +22,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import rewards, tasks
 from faithlab.abacus.measure import accuracy
-from faithlab.models import data_folder, fingerprint, load_reasoner
+from faithlab.models import load_reasoner
+from faithlab.paths import data_folder, fingerprint
 from faithlab.results import write_atomically
 from faithlab.training import prompts_of
 

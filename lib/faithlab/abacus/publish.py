@@ -20,7 +20,8 @@ from faithlab.abacus.build import EASY
 from faithlab.abacus.demonstrations import ERROR_RATE, MIX, NO_REASONING
 from faithlab.abacus.measure import REQUIRED, measure, unmet
 from faithlab.errors import FaithlabError
-from faithlab.models import data_folder, fingerprint, load_reasoner
+from faithlab.models import load_reasoner
+from faithlab.paths import data_folder, fingerprint
 from faithlab.results import write_atomically
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

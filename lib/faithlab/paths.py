@@ -1,0 +1,28 @@
+"""Where data and caches lie, and which weights a folder holds. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def fingerprint(folder: Path) -> str:
+    """The first 12 hex digits of the SHA-256 of a checkpoint's weights: says which checkpoint a result is of."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):  # one, or parts
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def data_folder() -> Path:
+    """The repository's `data/` folder, or what FAITHLAB_DATA names."""
+    return Path(os.environ.get("FAITHLAB_DATA") or Path(__file__).resolve().parents[2] / "data")
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: FAITHLAB_CACHE, or `faithlab` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FAITHLAB_CACHE") or Path(base) / "faithlab")
