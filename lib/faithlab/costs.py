@@ -127,7 +127,7 @@ def flops(shape: Shape, lengths: Lengths) -> dict[str, float]:
         "mask, scope answer": prefix + STEPS * shape.back_and_forth(a, n),
         "mask, scope all": shape.rows(lengths.prompt, n, logits=0) + STEPS * shape.back_and_forth(r + a, n, logits=a),
         "mask as published": PUBLISHED_STEPS * shape.back_and_forth(n, n),
-        "mask network": shape.rows(n, n, logits=0),
+        "mask network": shape.rows(n, n, layers=max(1, shape.layers // 2), logits=0),  # it reads half the way up
         "drop or sufficiency": prefix + 2 * shape.rows(a, n),
         "every token cut, scope answer": prefix + r * shape.rows(a, n),
         "every sentence resampled 8 times": 8 * (r / 20) * shape.rows(r // 2 + a, n),
