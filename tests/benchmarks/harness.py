@@ -94,11 +94,14 @@ def table(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
-    """Put the rows into the file of results. Rows of other names stay if they were measured on the same machine."""
+    """Put the rows into the file of results. Rows of other names stay if they were measured on the same machine with as
+    many threads; the file of another one is kept beside it."""
     here, kept = machine(), []
     if path.is_file():
         before = json.loads(path.read_text())
-        if before["machine"] == here:
+        if before["machine"] != here:
+            path.replace(path.with_suffix(".before.json"))
+        else:
             kept = [r for r in before["rows"] if r["name"] not in {row.name for row in rows}]
     fresh = [asdict(r) | dict(verdict=r.verdict, load_before=round(load, 2)) for r in rows]
     fresh = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in fresh]
