@@ -20,8 +20,8 @@ from typing import Any
 
 from faithlab import credit, tasks
 from faithlab.balance import Balanced
-from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward, keyword_options
+from faithlab.errors import FaithlabError, check_known, check_number, keyword_options, unknown
+from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward
 from faithlab.saliency import check_options
 from faithlab.yaml_files import read_mapping
 
@@ -138,6 +138,4 @@ def arm_names() -> list[str]:
 
 
 def _known_keys(where: str, given: Mapping, known: set[str]) -> None:
-    for key in given:
-        if key not in known:
-            raise unknown(f"key in {where}:", key, sorted(known))
+    check_known(f"key in {where}:", given, sorted(known))

@@ -34,6 +34,11 @@ class Batch:
         positions = (columns - self.starts[:, None]).clamp(min=self.shared)
         return torch.where(columns < self.shared, columns, positions)
 
+    def columns(self, start: int, positions: Iterable[int]) -> list[int]:
+        """Where positions of a trace stand. `start` is its entry of `starts`, which a caller reads from the device once
+        for all."""
+        return [p if p < self.shared else start + p for p in positions]
+
     def mask(self, span: SpanName) -> Bool[Tensor, "batch tokens"]:
         """True at the columns of the named span of each trace."""
         where = [getattr(trace, span) for trace in self.traces]

@@ -1,10 +1,11 @@
-"""The one exception that means "your input, not our bug", and the message for a name that does not exist."""
+"""The one exception that means "your input, not our bug", and the checks of numbers and names that raise it."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
 
 
@@ -24,6 +25,18 @@ def check_number(
     if not right or not low <= value <= high or (above and value == low) or math.isinf(value):
         ends = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
         raise FaithlabError(f"{name}={value!r} is not possible; use a {kind} {ends}")
+
+
+def check_known(kind: str, names: Iterable[object], known: Collection[object]) -> None:
+    """Raise `unknown(kind, ...)` for the first of the names that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+
+
+def keyword_options(function: Callable) -> set[str]:
+    """The keyword-only options of a function or class."""
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def first_words(error: BaseException, length: int = 200) -> str:

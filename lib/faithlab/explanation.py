@@ -18,6 +18,7 @@ from torch import Tensor
 
 from faithlab import verdict
 from faithlab.attention import capture
+from faithlab.biases import context_window
 from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.flow import trace_flows
@@ -171,7 +172,7 @@ def _explainable(reasoner, trace: Trace) -> None:
         )
     if trace.reasoning.stop == trace.reasoning.start:
         raise FaithlabError("there is no reasoning in front of the answer, so there is nothing to explain it by")
-    window = getattr(reasoner.model.config.get_text_config(), "max_position_embeddings", None)
+    window = context_window(reasoner.model)
     if window and len(trace) > window:
         raise FaithlabError(f"the trace has {len(trace)} tokens, and {reasoner.name} reads {window}; shorten it")
 

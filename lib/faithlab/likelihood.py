@@ -208,8 +208,7 @@ class _Run:
             for position, token in v.replaced.items():
                 ids[k, starts[row] + position] = token
             if v.hidden:
-                shared = self.batch.shared  # whose columns begin at 0
-                hidden[k, [p if p < shared else starts[row] + p for p in v.hidden]] = True
+                hidden[k, b.columns(starts[row], v.hidden)] = True
                 after = self.traces[row].reasoning.stop if self.scope == "answer" else min(v.hidden) + 1
                 blind[k, starts[row] + after :] = True
         bias = cut_bias(blind[:, upto:], hidden, model.dtype)

@@ -69,7 +69,7 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
     ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     cut = torch.zeros_like(ids, dtype=torch.bool)
     for row, (start, dark) in enumerate(zip(batch.starts.tolist(), hidden, strict=True)):
-        cut[row, [start + p for p in dark]] = True
+        cut[row, batch.columns(start, dark)] = True
     # A hidden token still sees itself and what stood before it; those behind it do not see it.
     n = ids.shape[1]
     later = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril(-1)

@@ -10,7 +10,6 @@ Two rewards are balanced by `faithlab.balance.Balanced`, which is such a callabl
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,19 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from faithlab import tasks
-from faithlab.errors import FaithlabError, check_number, unknown
+from faithlab.errors import FaithlabError, check_known, check_number, unknown
 from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import prompt_ids, rollouts_of
 from faithlab.saliency import OPTIONS, optimise_mask
 from faithlab.traces import Trace, split_text
-
-
-def keyword_options(function: Callable) -> set[str]:
-    """The keyword-only options of a function or class."""
-    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-
 
 METHODS = ("optimiser", "network", "cut")
 REDUCTIONS = ("mean", "sum", "topk", "drop", "shift", "sufficiency")
@@ -159,9 +152,7 @@ class SaliencyReward:
         if reduction == "sufficiency" and options:
             raise FaithlabError(f"reduction 'sufficiency' has no options; leave {', '.join(options)} out")
         check_number("k", k, 1, whole=True)
-        for option in options:
-            if option not in METHOD_OPTIONS[method]:
-                raise unknown(f"option of the saliency method {method}:", option, sorted(METHOD_OPTIONS[method]))
+        check_known(f"option of the saliency method {method}:", options, sorted(METHOD_OPTIONS[method]))
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.trainer = gate, options, None
         self.__name__ = "saliency"  # what TRL logs it as

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from faithlab.biases import frozen
-from faithlab.errors import FaithlabError, check_number, unknown
+from faithlab.errors import FaithlabError, check_known, check_number, keyword_options, unknown
 from faithlab.granularity import Layout, Split, make_layout
 from faithlab.likelihood import Scope
 from faithlab.masked_answer import MaskedAnswer
@@ -239,9 +239,7 @@ def _descend(
 
 def check_options(options: Mapping[str, object]) -> None:
     """Raise `FaithlabError` unless these are options of `optimise_mask`, with numbers that are possible."""
-    for name in options:
-        if name not in OPTIONS:
-            raise unknown("option of a mask:", name, sorted(OPTIONS))
+    check_known("option of a mask:", options, sorted(OPTIONS))
     numbers = inspect.signature(_check).parameters
     defaults = {k: p.default for k, p in inspect.signature(optimise_mask).parameters.items() if k in numbers}
     _check(**defaults | {k: v for k, v in options.items() if k in numbers})
@@ -272,6 +270,4 @@ def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) ->
     check_number("tolerance", tolerance, 0)
 
 
-OPTIONS = frozenset(
-    p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY
-) - {"pad_id", "progress"}  # fmt: skip
+OPTIONS = frozenset(keyword_options(optimise_mask) - {"pad_id", "progress"})

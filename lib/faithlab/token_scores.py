@@ -23,7 +23,7 @@ from faithlab import heads
 from faithlab.attention import capture, read_layers
 from faithlab.batches import collate
 from faithlab.biases import frozen
-from faithlab.errors import FaithlabError, unknown
+from faithlab.errors import FaithlabError, check_known, unknown
 from faithlab.faithfulness import token_effects
 from faithlab.flow import trace_flows
 from faithlab.generation import stream_key
@@ -73,9 +73,7 @@ def score(name: str, reasoner, traces: Sequence[Trace], *, seed: int = 0, **opti
     """
     if name not in _FUNCTIONS:
         raise unknown("score", name, tuple(_FUNCTIONS))
-    for option in options:
-        if option not in OPTIONS:
-            raise unknown("option of a score", option, OPTIONS)
+    check_known("option of a score", options, OPTIONS)
     return _FUNCTIONS[name](reasoner, traces, name=name, seed=seed, **options)
 
 
