@@ -4,6 +4,7 @@ Only the tests marked `notebooks` start kernels (about two seconds each).
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from faithlab import notebook_kernel, notebooks, results
@@ -315,6 +317,20 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FaithlabError, match="cannot write"):
         write_results(tmp_path / "nowhere" / "r.json", [ROW], notebook="01_a")
+
+
+def test_keeping_results_again_changes_nothing_and_replaces_whole_notebooks(tmp_path):
+    row = dict.fromkeys(results.COLUMNS) | {"profile": "smoke", "quantity": "accuracy", "value": 0.25, "n": 4}
+    gaps = [row | {"notebook": name, "low": math.nan} for name in ("01_a", "02_b")]
+    path = tmp_path / "kept.csv"
+    results.keep_results(pd.DataFrame(gaps, columns=list(results.COLUMNS), dtype=object), path)
+    first = path.read_text()
+    assert first.splitlines()[1] == "01_a,smoke,,accuracy,0.25,,,4,"
+    results.keep_results(pd.DataFrame(gaps[1:], columns=list(results.COLUMNS), dtype=object), path)
+    assert path.read_text() == first
+    other = [gaps[1] | {"value": 0.5, "low": 0.123456}]
+    results.keep_results(pd.DataFrame(other, columns=list(results.COLUMNS), dtype=object), path)
+    assert path.read_text().splitlines()[1:] == [first.splitlines()[1], "02_b,smoke,,accuracy,0.5,0.1235,,4,"]
 
 
 def test_gather_keeps_order_types_and_names_a_damaged_file(tmp_path):

@@ -185,7 +185,9 @@ def keep_results(table: pd.DataFrame, path: Path) -> None:
         table = pd.concat([kept[~kept["notebook"].isin(set(table["notebook"]))], table], ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = table.sort_values("notebook", kind="stable")
-    write_atomically(path, ordered.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v).to_csv(index=False))
+    # A gap stays a gap whether it was just measured or read back, so that a second writing changes nothing.
+    ordered = ordered.map(lambda v: (f"{v:.4g}" if isinstance(v, float) else v) if pd.notna(v) else None)
+    write_atomically(path, ordered.to_csv(index=False))
 
 
 def save_figure(figure: Any, output_dir: str | Path, name: str) -> Path:
