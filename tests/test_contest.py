@@ -31,6 +31,18 @@ def test_a_score_that_knows_the_truth_wins_and_its_opposite_loses(planted_traces
     assert set(judged["trace"]) == set(range(len(planted_traces)))
 
 
+def test_relayed_numbers_are_judged_without_the_decisive_one(planted_traces):
+    truth = [planted(t) for t in planted_traces]
+    both = [bool((p.path & ~p.decisive).any()) and bool((p.number & ~p.path).any()) for p in truth]
+    assert 3 < sum(both) < len(both)
+    scores = {"cut_answer": [p.decisive.float() for p in truth], "flow": [p.path.float() for p in truth],
+              "waad": [(p.path & ~p.decisive).float() - p.decisive.float() for p in truth]}  # fmt: skip
+    table = contest.standings(contest.judge(scores, planted_traces)).set_index(["score", "measure"])
+    found = table.xs("relayed among numbers, AUROC", level="measure")
+    assert (found["n"] == sum(both)).all()  # the others hold needed numbers only, or idle ones only
+    assert found["value"].to_dict() == {"cut_answer": 0.5, "flow": 1, "waad": 1}
+
+
 def test_effects_are_met_by_token_and_by_sentence():
     reasoner = oracle()
     traces = reasoner.generate([story(s) for s in (3, 9)], temperature=0)

@@ -59,7 +59,8 @@ def judge(
     """Every score against every truth that is known, trace by trace: columns `score, trace, measure, value`.
 
     Measures against the planted truth of stories: "decisive, top 1", "decisive, average precision", "path, AUROC"
-    (results of needed steps among all reasoning tokens), "path among numbers, AUROC" (needed among written results).
+    (results of needed steps among all reasoning tokens), "relayed among numbers, AUROC" (needed among written results
+    other than the decisive one; NaN where a trace has none of either kind).
     `effects` are tables of `token_effects` by name; each adds "Spearman, <name>". In tables by sentence a score counts
     with the largest of its tokens.
     """
@@ -73,7 +74,8 @@ def judge(
                 found["decisive, top 1"] = top_one(s, truth.decisive)
                 found["decisive, average precision"] = average_precision(s, truth.decisive)
                 found["path, AUROC"] = auroc(s, truth.path)
-                found["path among numbers, AUROC"] = auroc(s[truth.number], truth.path[truth.number])
+                relayed = truth.number & ~truth.decisive
+                found["relayed among numbers, AUROC"] = auroc(s[relayed], truth.path[relayed])
             for effect, parts in measured.items():
                 if i in parts:
                     found[f"Spearman, {effect}"] = spearman(_by_unit(s, trace, parts[i]), parts[i]["effect"])

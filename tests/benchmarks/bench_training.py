@@ -5,13 +5,15 @@ A ratio r against the forward pass means 1/r forward passes: an aim of 1.25 is 0
 
 import functools
 import statistics
-import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import harness
 import pytest
 import torch
 from bench_reasoners import reasoner
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from faithlab import credit, tasks
@@ -27,7 +29,7 @@ from faithlab.training import prompts_of
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
 PROMPTS, ROLLOUTS = 16, 8
-PAIRS = 12  # of whole runs: one pair's ratio varies by a tenth
+PAIRS = 40  # of steps: one pair's ratio varies by a tenth
 
 
 @functools.cache
@@ -108,42 +110,63 @@ def test_mask_network_predicts(bench):
     bench("mask network's prediction / forward pass", ours, forward, unit="rollouts/s", aim=1 / 1.1)
 
 
-def step_times(kind, steps: int = 4) -> list[float]:
-    """Seconds of each step of a fresh trainer, the first left out."""
-    set_seed(0)
+class InTurn(TrainerCallback):
+    """Lets two trainers, each in a thread, take steps in a fixed order, one at a time, and times the steps."""
+
+    def __init__(self, name: str, order: list[str], free: threading.Condition):
+        self.name, self.order, self.free, self.seconds = name, order, free, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        with self.free:
+            if not self.free.wait_for(lambda: self.order[0] == self.name, timeout=300):
+                raise RuntimeError("the other trainer has stopped")
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.start)
+        with self.free:
+            self.order.pop(0)
+            self.free.notify_all()
+
+
+def trainer_of(kind, turn: InTurn, steps: int, folder: str):
+    """Ours or TRL's trainer, ready to run on the same prompts."""
     r = load_reasoner("abacus")
     options = dict(
-        max_steps=steps + 1, per_device_train_batch_size=64, num_generations=8, max_completion_length=160,
-        use_cpu=not torch.cuda.is_available(), bf16=False, save_strategy="no", report_to="none", logging_steps=1,
-        disable_tqdm=True, scale_rewards="group", learning_rate=1e-5,
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=64, num_generations=8,
+        max_completion_length=160, use_cpu=not torch.cuda.is_available(), bf16=False, save_strategy="no",
+        report_to="none", logging_steps=1, disable_tqdm=True, scale_rewards="group", learning_rate=1e-5,
     )  # fmt: skip
-    rows = tasks.load("stories", split="train", n=8 * (steps + 1), seed=0, hops=(2, 3))
+    rows = tasks.load("stories", split="train", n=8 * steps, seed=0, hops=(2, 3))
     passed = dict(model=r.model, reward_funcs=outcome, train_dataset=prompts_of(r, rows, "stories"),
-                  processing_class=r.tokenizer, rollout_func=quick_rollouts)  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        if kind is GRPOTrainer:
-            trainer = GRPOTrainer(args=GRPOConfig(output_dir=folder, **options), **passed)
-            trainer.reasoner = r  # which `quick_rollouts` asks for
-        else:
-            trainer = FaithfulGRPOTrainer(args=FaithfulGRPOConfig(output_dir=folder, **options), reasoner=r, **passed)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return [row["step_time"] for row in trainer.state.log_history if "step_time" in row][1:]
+                  processing_class=r.tokenizer, rollout_func=quick_rollouts, callbacks=[turn])  # fmt: skip
+    if kind is GRPOTrainer:
+        trainer = GRPOTrainer(args=GRPOConfig(**options), **passed)
+        trainer.reasoner = r  # which `quick_rollouts` asks for
+    else:
+        trainer = FaithfulGRPOTrainer(args=FaithfulGRPOConfig(**options), reasoner=r, **passed)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
-def test_uniform_credit_costs_nothing(bench_row):
-    """Whole runs in turn, ours and TRL's, on the same rollouts; the median step of each, and the median of the
-    pairs' ratios. Which of the two goes first changes from pair to pair: the second finds memory at hand that the first
-    had to ask for."""
-    step_times(GRPOTrainer)
-    pairs = []
-    for number in range(PAIRS):
-        kinds = (FaithfulGRPOTrainer, GRPOTrainer)[:: 1 - 2 * (number % 2)]
-        found = {kind: step_times(kind) for kind in kinds}
-        pairs.append((found[FaithfulGRPOTrainer], found[GRPOTrainer]))
-    ours, plain = (statistics.median(t for pair in pairs for t in pair[k]) for k in (0, 1))
-    ratios = [statistics.median(b) / statistics.median(a) for a, b in pairs]
+def test_uniform_credit_costs_nothing(bench_row, tmp_path):
+    """Ours and TRL's trainer take steps in turn on the same prompts, now one first, now the other. On a shared machine
+    the same step takes a tenth more or less from minute to minute, so only neighbouring steps are compared; two pairs,
+    one in each order, make one ratio, their geometric mean."""
+    order = ["ours", "TRL", "TRL", "ours"] * (PAIRS // 2)
+    order = ["ours", "TRL", *order, ""]  # a first step each, which is not counted, and nobody's turn at the end
+    free = threading.Condition()
+    turns = [InTurn(name, order, free) for name in ("ours", "TRL")]
+    kinds = (FaithfulGRPOTrainer, GRPOTrainer)
+    trainers = [trainer_of(k, t, PAIRS + 1, str(tmp_path / t.name)) for k, t in zip(kinds, turns, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(trainer.train) for trainer in trainers]:
+            run.result()
+    ours, plain = (turn.seconds[1:] for turn in turns)
+    each = [b / a for a, b in zip(ours, plain, strict=True)]
+    ratios = [statistics.geometric_mean(pair) for pair in zip(each[::2], each[1::2], strict=True)]
     bench_row(
-        harness.Row("trainer, credit uniform / TRL's GRPOTrainer", "steps/s", 1 / ours, 1 / plain,
-                    statistics.median(ratios), min(ratios), max(ratios), len(pairs), 0.97)
+        harness.Row("trainer, credit uniform / TRL's GRPOTrainer", "steps/s",
+                    1 / statistics.median(ours), 1 / statistics.median(plain),
+                    statistics.median(ratios), min(ratios), max(ratios), len(ratios), 0.97)
     )  # fmt: skip
