@@ -32,6 +32,10 @@ SHOWN = [
     ("02_attention_heads", "overlap lower behind high FAI"),
     ("03_attention_flow", "answer changed, {} by flow hidden"),
     ("04_saliency_masks", "decisive, average precision, {}"),
+    *(
+        ("05_which_tokens_matter", f"relayed among numbers, AUROC, given texts, {score}")
+        for score in ("received", "fai", "flow", "saliency_answer", "cut_all", "random")
+    ),
     ("08_faithful_training", "right, no hint, hints right in 100 %, {}"),
     ("08_faithful_training", "follows the wrong hint, hints right in 100 %, {}"),
     ("08_faithful_training", "follows the wrong hint, untrained"),
