@@ -5,6 +5,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def rows():
 def bench_row(rows, request):
     """`bench_row(row)` takes a row that was measured by other means than time."""
     node = request.node
-    file = Path(node.path).relative_to(HERE.parents[1])
-    command = f"python -m pytest {file} -m '' -s -k '{node.name}'"
+    test = f"{Path(node.path).relative_to(HERE.parents[1])}::{node.name}"
+    command = f"python -m pytest {shlex.quote(test)} -m '' -s"  # by -k, names with commas cannot be asked for
     return lambda row: rows.append(dataclasses.replace(row, command=command))
 
 
