@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from faithlab import claims, evaluate, rewards, tasks
 from faithlab.arms import Arm, read_arm
 from faithlab.errors import FaithlabError
-from faithlab.notebook_files import load_profile
+from faithlab.notebook_profiles import load_profile
 from faithlab.tasks.numerals import read_number
 from faithlab.tasks.scoring import same_answer
 from faithlab.tasks.story_text import annotate, sentences

@@ -23,7 +23,9 @@ from faithlab import notebook_kernel, notebooks, results
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.notebook_costs import Cost, box_lines
-from faithlab.notebook_files import clean_copy, convert, discover, load_profile, profile_names, read_notebook, select
+from faithlab.notebook_files import discover, read_notebook, select
+from faithlab.notebook_outputs import clean_copy
+from faithlab.notebook_profiles import convert, load_profile, profile_names
 from faithlab.notebooks import gather_results, make_plan, run_notebooks, write_results
 from faithlab.run_folder import new_folder
 

@@ -1,32 +1,24 @@
-"""Notebook files: find them, check them before a run, settle their parameters, and clean an executed copy for git.
+"""Notebook files: find them, and check them before a run.
 
 papermill runs on silently when the `parameters` tag is missing or a name is unknown, and then shows the defaults as if
-they were what was asked for. So everything is checked here first: one cell tagged `parameters`, holding plain literals;
-kernel `python3`; every passed name present; every value of the type of its default.
+they were what was asked for. So everything is checked first: here one cell tagged `parameters`, holding plain literals,
+and kernel `python3`; in `notebook_profiles` that every passed name is there and every value of the type of its default.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import copy
 import hashlib
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from faithlab.errors import FaithlabError, unknown
-from faithlab.formats import EMBEDDED, is_hub_id, unknown_reasoner
-from faithlab.yaml_files import read_mapping
 
 PATTERN = "[0-9][0-9]_*.ipynb"
-PROFILES = Path(__file__).parent / "configs" / "notebooks"
-# Set by the runner in every notebook that declares them; nobody passes them by hand.
-RESERVED = ("output_dir", "profile")
 
 
 @dataclass(frozen=True)
@@ -127,183 +119,3 @@ def _literals(source: str, name: str) -> dict[str, Any]:
             line = source.splitlines()[statement.lineno - 1].strip()
             raise FaithlabError(f"{name}: {rule}; line {statement.lineno} is `{line}`") from error
     return values
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Values for parameters: `default` for every notebook that declares the name, `sections` for one notebook each."""
-
-    name: str
-    default: dict[str, Any]
-    sections: dict[str, dict[str, Any]]
-    timeout: float | None
-
-
-def profile_names() -> list[str]:
-    """The profiles that come with the package."""
-    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
-
-
-def load_profile(name: str, stems: Sequence[str], *, foreign: bool = False) -> Profile:
-    """Read a profile: one that comes with the package, or a YAML file by its path.
-
-    Args:
-        name: "tiny", "laptop", "gpu", or a path ending in .yaml or .yml.
-        stems: the notebooks there are; a section for any other is an error.
-        foreign: the notebooks are not the course's own, so sections of the package's profiles do not concern them.
-    """
-    by_path = name.endswith((".yaml", ".yml"))
-    if not by_path and name not in profile_names():
-        raise unknown("profile", name, [*profile_names(), "or the path of a .yaml file"])
-    path = Path(name) if by_path else PROFILES / f"{name}.yaml"
-    content = read_mapping(path, "profile")
-    timeout = content.pop("timeout", None)
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0):
-        raise FaithlabError(f"profile {path}: `timeout` is a number of seconds above 0, not {timeout!r}")
-    sections = {str(key): value or {} for key, value in content.items()}
-    for key, value in sections.items():
-        if not isinstance(value, dict):
-            raise FaithlabError(f"profile {path}: section {key!r} must hold lines `name: value`")
-        if key != "default" and key not in stems and (by_path or not foreign):
-            raise unknown(f"section in profile {path.name}:", key, ["default", *stems])
-    return Profile(path.stem, sections.pop("default", {}), sections, timeout)
-
-
-def place(name: str, value: Any) -> Any:
-    """A value passed by hand, checked as far as its name tells what it is, so that a run does not fail minutes later.
-
-    `reasoner` and the like: an embedded reasoner, a folder, or a hub id; `..._path`: a file or folder; `n_...`: a
-    number from 1 on. Relative paths are made absolute, for a notebook works in a folder of its own.
-
-    Raises:
-        FaithlabError: nothing there, or a number below 1.
-    """
-    if name.startswith("n_"):
-        with contextlib.suppress(ValueError):
-            if float(value) < 1:
-                raise FaithlabError(f"parameter {name}={value} leaves nothing to run; use 1 or more")
-    if not isinstance(value, str) or not value:
-        return value
-    path = Path(value).expanduser()
-    if name.endswith("_path"):
-        if not path.exists():
-            raise FaithlabError(f"parameter {name}: no such file or folder: {path.absolute()}")
-        return str(path.absolute())
-    if name.endswith("reasoner") and value not in EMBEDDED:
-        if path.is_dir():
-            return str(path.absolute())
-        if not is_hub_id(value):
-            raise unknown_reasoner(value)
-    return value
-
-
-def settle(notebooks: Sequence[Notebook], profile: Profile, passed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The parameters of every notebook: profile default, then its section, then what was passed by hand.
-
-    Returns:
-        stem -> {name: value}, only the names that are set; values have the type of the notebook's default.
-
-    Raises:
-        FaithlabError: a passed name that no selected notebook has, a name in a profile section that its notebook lacks,
-            a value of another type than the default, or a reserved name.
-    """
-    for name in passed:
-        if name in RESERVED:
-            raise FaithlabError(f"parameter {name!r} is set by the runner; leave it out")
-        if not any(name in nb.parameters for nb in notebooks):
-            listing = "; ".join(f"{nb.stem}: {', '.join(nb.parameters) or 'none'}" for nb in notebooks)
-            raise FaithlabError(f"no selected notebook has a parameter {name!r}; parameters are: {listing}")
-    settled = {}
-    for nb in notebooks:
-        section = profile.sections.get(nb.stem, {})
-        for name in section:
-            if name not in nb.parameters:
-                raise unknown(f"parameter in profile {profile.name}, section {nb.stem}:", name, nb.parameters)
-        values = {k: v for k, v in (profile.default | section | dict(passed)).items() if k in nb.parameters}
-        settled[nb.stem] = {k: convert(k, v, nb.parameters[k], nb.stem) for k, v in values.items() if k not in RESERVED}
-    return settled
-
-
-def convert(name: str, value: Any, default: Any, where: str) -> Any:
-    """`value` in the type of `default`; text is read as a literal unless the default is text; None takes anything."""
-    if isinstance(value, str) and not isinstance(default, str):
-        # Also what YAML calls text: its 1e-4 is a string.
-        words = {"true": True, "false": False, "null": None, "none": None}
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = words[value.lower()] if value.lower() in words else ast.literal_eval(value.strip())
-    if default is None or type(value) is type(default):
-        return value
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
-        return type(default)(value)
-    want = type(default).__name__
-    raise FaithlabError(f"parameter {name!r} of {where} is of type {want} (default {default!r}), not {value!r}")
-
-
-def clean_copy(source: Any, executed: Any, machine: Mapping[str, str]) -> Any:
-    """The source notebook with the outputs of its executed copy, and nothing else of it.
-
-    Everything but outputs and counts comes from the source, so papermill's metadata, its injected cell and timings
-    cannot slip in. Progress bars go, and paths of this machine are replaced.
-
-    Args:
-        source: the notebook as it is committed.
-        executed: papermill's copy of it.
-        machine: absolute path -> what to write for it.
-
-    Raises:
-        FaithlabError: the code cells of the two do not correspond.
-    """
-    result = copy.deepcopy(source)
-    mine = [c for c in result.cells if c.cell_type == "code"]
-    theirs = [
-        c for c in executed.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
-    ]
-    if [c.source for c in mine] != [c.source for c in theirs]:
-        raise FaithlabError("the executed copy's code differs from the notebook's; run it again")
-    count = 0
-    for cell, run in zip(mine, theirs, strict=True):
-        count += run.execution_count is not None
-        cell.execution_count = count if run.execution_count is not None else None
-        cell.outputs = _clean_outputs(run.outputs, machine)
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = cell.execution_count
-    return result
-
-
-def _clean_outputs(outputs: Iterable[Any], machine: Mapping[str, str]) -> list[Any]:
-    """Merge neighbouring streams, drop progress bars (lines of stderr that are overwritten; of stdout the last state is
-    kept) and live widgets, replace machine paths."""
-    merged: list[Any] = []
-    for output in copy.deepcopy(list(outputs)):
-        last = merged[-1] if merged else None
-        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
-            last.text += output.text
-        else:
-            merged.append(output)
-    for output in merged:
-        if output.output_type == "stream":
-            bar = r"[^\n]*\r(?!\n)[^\n]*\n?" if output.name == "stderr" else r"[^\n]*\r(?=[^\r\n])"
-            output.text = _portable(re.sub(bar, "", output.text), machine)
-        for mime in list(output.get("data", {})):
-            if "widget-view" in mime:
-                del output.data[mime]
-            elif mime.startswith("text/") and isinstance(output.data[mime], str):
-                output.data[mime] = _portable(output.data[mime], machine)
-    return [o for o in merged if o.get("data", True) and o.get("text", True)]
-
-
-def _portable(text: str, machine: Mapping[str, str]) -> str:
-    """Replace absolute paths of this machine, the longest first, and the kernel's temporary file names."""
-    text = re.sub(r"\S*ipykernel_\d+[/\\]\d+\.py", "<cell>", text)
-    for path in sorted(machine, key=len, reverse=True):
-        text = text.replace(path, machine[path])
-    return text
-
-
-def machine_paths(working: Path, root: Path) -> dict[str, str]:
-    """What `clean_copy` replaces: the working folder and the repository by ".", the environment, the home by "~"."""
-    paths = {str(working): ".", str(root): ".", sys.prefix: "<environment>", str(Path.home()): "~"}
-    return {path: short for path, short in paths.items() if len(path) > 1}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -21,24 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faithlab import notebook_costs
 from faithlab.errors import FaithlabError
 from faithlab.notebook_costs import duration
-from faithlab.notebook_files import (
-    Notebook,
-    Profile,
-    clean_copy,
-    discover,
-    load_profile,
-    machine_paths,
-    place,
-    profile_names,
-    read_notebook,
-    select,
-    settle,
-)
+from faithlab.notebook_files import Notebook, discover, read_notebook, select
 from faithlab.notebook_kernel import Outcome, execute, kernel_of_this_python, terminate_like_ctrl_c
-from faithlab.results import gather_results, keep_results, write_atomically, write_results
+from faithlab.notebook_outputs import keep_outputs
+from faithlab.notebook_profiles import Profile, load_profile, place, profile_names, settle
+from faithlab.paths import short
+from faithlab.results import gather_results, write_atomically, write_results
 from faithlab.run_folder import fresh_part, new_folder, read_record, save_record
 
 __all__ = ["Run", "add_arguments", "command", "gather_results", "run_notebooks", "write_results"]
@@ -181,7 +170,8 @@ def run_notebooks(
                 run.outcomes[nb.stem] = outcome
                 run.missing.remove(nb.stem)
                 if outcome.status == "ok" and write_back:
-                    _write_back(nb, run.folder / nb.stem, figures, plan, outcome)
+                    values = plan.values[nb.stem]
+                    keep_outputs(nb, run.folder / nb.stem, figures, outcome, plan.profile.name, values)
                 if outcome.status != "ok" and not keep_going:
                     break
     except KeyboardInterrupt:
@@ -211,39 +201,10 @@ def _one(label: str, nb: Notebook, plan: Plan, run: Run, record: dict[str, Any])
     else:
         end = f"{outcome.status.upper()} after {duration(outcome.seconds)}"
         print(f"{label}: {end}: {outcome.message}", file=sys.stderr)
-        print(f"      executed copy: {_show(working / nb.path.name)}", file=sys.stderr)
+        print(f"      executed copy: {short(working / nb.path.name)}", file=sys.stderr)
         if outcome.traceback:
-            print(f"      traceback:     {_show(outcome.traceback)}", file=sys.stderr, flush=True)
+            print(f"      traceback:     {short(outcome.traceback)}", file=sys.stderr, flush=True)
     return outcome
-
-
-def _write_back(nb: Notebook, working: Path, figures: dict[str, str], plan: Plan, outcome: Outcome) -> None:
-    """Outputs, time and memory into the committed notebook, figures into `figures/` beside its folder; `figures`: who
-    wrote which."""
-    import nbformat
-
-    if read_notebook(nb.path).sha256 != nb.sha256:
-        raise FaithlabError(f"{nb.path} was edited while it ran, so its outputs are not written back; run it again")
-    root = nb.path.absolute().parents[1]
-    executed = nbformat.read(working / nb.path.name, as_version=4)
-    clean = clean_copy(nb.node, executed, machine_paths(working.absolute(), root))
-    kept = root / "data" / "results"
-    cost = notebook_costs.keep(kept, nb.stem, outcome.seconds, outcome.peak_mb, plan.profile.name)
-    notebook_costs.fill_box(clean, cost)
-    pictures = sorted((working / "figures").glob("*.png"))
-    for picture in pictures:
-        if figures.setdefault(picture.name, nb.stem) != nb.stem:
-            raise FaithlabError(f"{nb.stem} and {figures[picture.name]} both write figures/{picture.name}; rename one")
-    write_atomically(nb.path, nbformat.writes(clean).rstrip("\n") + "\n")
-    for picture in pictures:
-        (root / "figures").mkdir(exist_ok=True)
-        write_atomically(root / "figures" / picture.name, picture.read_bytes())
-    keep_results(gather_results(working.parent, [nb.stem]), kept / "notebooks.csv")
-    print(f"      written back: {_show(nb.path)}, figures: {len(pictures)}", flush=True)
-    values = plan.values[nb.stem]
-    other = [f"{k}={v!r} (its cell says {nb.parameters[k]!r})" for k, v in values.items() if v != nb.parameters[k]]
-    if other:
-        print(f"      note: these outputs were made with {', '.join(other)}", flush=True)
 
 
 def _summarise(run: Run, done: Sequence[str]) -> None:
@@ -261,19 +222,13 @@ def _summarise(run: Run, done: Sequence[str]) -> None:
         content = {"run": run.folder.name, "results": table.to_dict("records")}
         write_atomically(run.folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         print(f"\n{table.drop(columns='profile').map(_cell).to_string(index=False)}")
-        print(f"\nresults: {_show(run.folder / 'results.csv')}; executed notebooks: {_show(run.folder)}")
+        print(f"\nresults: {short(run.folder / 'results.csv')}; executed notebooks: {short(run.folder)}")
     sys.stdout.flush()
     if run.interrupted or not run.ok:
         word = "interrupted" if run.interrupted else "not all notebooks ran"
-        how = f"faithlab notebooks --resume {shlex.quote(_show(run.folder))}"
+        how = f"faithlab notebooks --resume {shlex.quote(short(run.folder))}"
         cause = "" if run.interrupted else " once the cause is mended (-p NAME VALUE changes a parameter)"
         print(f"faithlab: {word}; go on{cause} with: {how}", file=sys.stderr, flush=True)
-
-
-def _show(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    short = os.path.relpath(path)
-    return str(path) if short.startswith("..") else short
 
 
 def _cell(value: Any) -> Any:
@@ -324,7 +279,7 @@ def command(args: argparse.Namespace) -> int:
 def _list(plan: Plan) -> None:
     """One block a notebook: its title, and its parameters with the values of this plan."""
     print(
-        f"{len(plan.notebooks)} notebooks in {_show(plan.folder)}, profile {plan.profile.name}, at most "
+        f"{len(plan.notebooks)} notebooks in {short(plan.folder)}, profile {plan.profile.name}, at most "
         f"{duration(plan.timeout)} each"
     )
     for nb in plan.notebooks:

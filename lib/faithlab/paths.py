@@ -1,4 +1,4 @@
-"""Where data and caches lie, and which weights a folder holds. Imports nothing heavy."""
+"""Where data and caches lie, which weights a folder holds, and how a path is shown. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def cache_folder() -> Path:
     """Where converted weights are kept: FAITHLAB_CACHE, or `faithlab` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("FAITHLAB_CACHE") or Path(base) / "faithlab")
+
+
+def short(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    found = os.path.relpath(path)
+    return str(path) if found.startswith("..") else found
