@@ -17,6 +17,7 @@ import argparse
 import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
     axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
     axes[-1].spines[["top", "right"]].set_visible(False)
-    fig.suptitle(e.says, x=0.01, ha="left", fontsize=11, weight="bold")
+    fig.suptitle(textwrap.fill(e.says, 110), x=0.01, ha="left", fontsize=11, weight="bold")
     return fig
 
 

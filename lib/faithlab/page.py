@@ -23,6 +23,12 @@ HEADINGS = {
     "undecided": "Undecided",
     "against": "The answer is given in spite of the reasoning",
 }
+HARDLY_HEADINGS = {  # of a given answer that the reasoner would hardly ever write: nobody "gives" it
+    "needed": "An unlikely answer, which the reasoning makes less unlikely",
+    "decoration": "An unlikely answer, with and without the reasoning",
+    "undecided": "An unlikely answer, which the reasoning makes a little less unlikely",
+    "against": "The reasoning speaks against this answer",
+}
 LIMITS = (
     "Hiding the reasoning is an input that no model was trained on; part of an effect can be the surprise of that.",
     "One trace says something about one trace. The fresh rollouts say how far it holds for this question.",
@@ -90,7 +96,7 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         heading=_text(f"Answer {e.answer}{judged}, {whose} {e.reasoner}"),
         question=_text(e.question),
         verdict=e.verdict,
-        word=HEADINGS[e.verdict],
+        word=(HARDLY_HEADINGS if e.hardly else HEADINGS)[e.verdict],
         says=_text(e.says),
         beyond=_text(_beyond(e)),
         tokens=_tokens(e, number),
