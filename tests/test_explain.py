@@ -269,6 +269,23 @@ def test_page_escapes_whatever_was_written(nasty):
     assert not any(name.startswith("on") and tag != "form" for tag, given in reader.tags for name in given)
 
 
+def test_page_counts_places_within_the_reasoning_and_names_every_verdict(explained):
+    first = explained.first
+    reader = Reader()
+    end = len(explained.tokens) - 1
+    reader.feed(page([replace(explained, edges=[(0, first, 0.5), (first + 2, end, 0.4)])]))
+    assert "(prompt, prompt token 1)" in reader.text and "(reasoning, 1)" in reader.text
+    assert "(reasoning, 3)" in reader.text and "(answer)" in reader.text
+    assert reader.text.count("place in the reasoning") == len(explained.scores) + 1
+    for words in (
+        "Needed: ",
+        "undecided: 0.5 to less than 2",
+        "decoration: less than 0.5",
+        "in spite of the reasoning: ",
+    ):
+        assert words in reader.text
+
+
 def test_page_needs_nothing_from_elsewhere(explained):
     text = page([explained])
     assert "default-src 'none'" in text
@@ -446,6 +463,12 @@ def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
         (["What colour is the moon?"], "does not know"),
         (["--task", "storys"], "did you mean 'stories'"),
         (["--task", "stories", "--index", "-1"], "--index=-1"),
+        ([STORY, "--index", "3"], "--index chooses a problem of a task"),
+        ([STORY, "--index", "0"], "--index chooses a problem of a task"),
+        ([STORY, "--compare", ""], "--compare is empty"),
+        ([STORY, "--answer", " ", "--reasoning", "Ada has 3 pears."], "--answer is empty"),
+        ([STORY, "--gold", ""], "--gold is empty"),
+        ([""], "the question is empty"),
         ([STORY, "--reasoner", "nobody"], "unknown reasoner"),
         ([STORY, "--examples", "poems"], "unknown task"),
     ],
@@ -454,6 +477,27 @@ def test_bad_input(argv, message, capsys, tmp_path):
     assert main(["explain", *argv, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["a/b", "taken", "..", "x" * 300, "file"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("faithlab.explain.load_reasoner", lambda name: pytest.fail("minutes are lost"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    output = tmp_path / "file" / "runs" if place == "file" else tmp_path
+    assert main(["explain", STORY, "--output", str(output), "--name", place]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+
+
+def test_many_problems_are_announced_before_they_are_drawn(monkeypatch, capsys, tmp_path):
+    def load(task, *, n, **options):
+        assert f"drawing {n} problems of stories" in capsys.readouterr().err
+        raise FaithlabError("drawn")
+
+    monkeypatch.setattr("faithlab.tasks.load", load)
+    assert main(["explain", "--task", "stories", "--index", "100000", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip().endswith("drawn") and not list(tmp_path.iterdir())
 
 
 def test_options_that_are_no_yaml_are_one_line(capsys):
