@@ -274,7 +274,7 @@ def test_page_counts_places_within_the_reasoning_and_names_every_verdict(explain
     reader = Reader()
     end = len(explained.tokens) - 1
     reader.feed(page([replace(explained, edges=[(0, first, 0.5), (first + 2, end, 0.4)])]))
-    assert "(prompt, prompt token 1)" in reader.text and "(reasoning, 1)" in reader.text
+    assert "(prompt token 1)" in reader.text and "(reasoning, 1)" in reader.text
     assert "(reasoning, 3)" in reader.text and "(answer)" in reader.text
     assert reader.text.count("place in the reasoning") == len(explained.scores) + 1
     for words in (

@@ -152,7 +152,9 @@ def _where(e: Explanation, position: int) -> str:
     part = e.tokens[position][1]
     if part == "reasoning":
         return f"reasoning, {_place(e, position)}"
-    return f"{part}, prompt token {position + 1}" if position < e.first else part
+    if position < e.first:
+        return f"{'question, ' if part == 'question' else ''}prompt token {position + 1}"
+    return part
 
 
 def _place(e: Explanation, position: int) -> int:
