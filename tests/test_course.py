@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -217,3 +218,19 @@ def test_options_stand_before_between_or_behind_the_files(argv):
     args = build_parser(argv[0]).parse_args(argv)
     assert args.names == ["a.ipynb", "b.ipynb"] and args.action in ("grade", "agree")
     assert getattr(args, "timeout", 30) == 30 and getattr(args, "annotator", "ada") == "ada"
+
+
+def test_minutes_in_class_and_at_home_are_those_of_the_notebooks():
+    text = (ROOT / "notebooks" / "TEACHING.md").read_text()
+    minutes = {f"{stem[:2]}·{e.number}": e.minutes for stem, e in EXERCISES}
+    row = r"^\| \d \| (\d\d·[^|]+) \| (\d+) \| ([^|]+) \| (\d+) \| (\d+) \|$"
+    lessons = re.findall(row, text, re.MULTILINE)
+    placed = []
+    for in_class, its_minutes, at_home, more, together in lessons:
+        first, second = in_class.split(", "), at_home.split(", ")
+        sums = [sum(minutes[e] for e in part) for part in (first, second)]
+        assert [*sums, sum(sums)] == [int(its_minutes), int(more), int(together)]
+        assert len(first) <= 2 and sums[0] <= 45
+        placed += first + second
+    assert sorted(placed) == sorted(minutes) and len(lessons) == 4
+    assert f"would take {'/'.join(row[-1] for row in lessons)} minutes" in text
