@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -234,3 +235,28 @@ def test_minutes_in_class_and_at_home_are_those_of_the_notebooks():
         placed += first + second
     assert sorted(placed) == sorted(minutes) and len(lessons) == 4
     assert f"would take {'/'.join(row[-1] for row in lessons)} minutes" in text
+
+
+MEASURES = {"auroc_mask": 0.75, "ap_mask": 0.625, "auroc_flow": 10 / 12, "ap_flow": 7 / 12}
+
+
+def library_stops(*args):
+    return np.linalg.inv(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("two_measures_by_hand", MEASURES | {"auroc_flow": "5/6"}, "numbers only, as 5/6 without quotes"),
+        ("seeds_and_problems", {"value": "1/5"}, "numbers only, as 5/6 without quotes"),
+        ("flow_by_hand", {"reachability": 0.26, "inflow": ["1/4", 0.1]}, "numbers only, as 5/6 without quotes"),
+        ("two_measures_by_hand", MEASURES | {"auroc_mask": 75}, "shares are between 0 and 1, so write 75 % as 0.75"),
+        ("two_measures_by_hand", MEASURES | {"auroc_mask": 3}, "Go through the 2 x 6 pairs"),
+        ("future_attention", library_stops, "in your line `return np.linalg.inv(np.zeros((2, 3)))`"),
+        ("coupled_gamma", lambda waad, *rest: [7.0] * len(waad), "tau_waad=1.5, tau_delta=1.0, k=3, alpha=0.5) should"),
+        ("coupled_gamma", lambda waad, *rest: [7.0] * len(waad), "yours gives [7.0, 7.0, 7.0, 7.0, 7.0, 7.0]"),
+    ],
+)
+def test_messages_lead_on(name, answer, words):
+    outcome = judge(name, answer)
+    assert outcome.status == "wrong" and words in outcome.message, outcome.message
