@@ -2,14 +2,16 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
-from faithlab import course, exercises
-from faithlab.cli import main
+from faithlab import course, exercises, grading
+from faithlab.cli import build_parser, main
 from faithlab.course import KINDS, exercises_of, solutions_copy, student_copy, tagged
 from faithlab.errors import FaithlabError
 from faithlab.exercises import Outcome, exercise, expect, judge, unanswered
@@ -136,7 +138,7 @@ def test_grading_counts_each_exercise_and_each_file_alone(tmp_path, capsys):
     [grades] = tmp_path.glob("out/graded/*/grades.csv")
     table = pd.read_csv(grades)
     assert table["status"].tolist() == ["right", "did not run", "did not run", "did not run", "did not run"]
-    assert "12 s ran out" in table["message"][1] and "missing" in table["message"][2]
+    assert "12 s ran out" in table["message"][1] and 'no call of check("' in table["message"][2]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,7 @@ def test_grading_counts_each_exercise_and_each_file_alone(tmp_path, capsys):
     [
         (["grade"], "nothing to grade"),
         (["grade", "missing.ipynb"], "no such file"),
+        (["grade", str(ROOT / "lib")], "no notebook (*.ipynb) lies in the folder"),
         (["student", "99"], "unknown notebook"),
     ],
 )
@@ -157,3 +160,103 @@ def test_an_exercise_built_wrongly_is_named():
     with pytest.raises(FaithlabError, match="cell 1: an exercise is a text"):
         exercises_of(node)
     assert Outcome("right", "x").status == "right"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "check('flow', f)",
+        'check("flow", f) ',
+        'check("flow", f);',
+        'check("flow", f)  # mine',
+        'check(\n    "flow",\n    f,\n)',
+        'check( "flow", f )',
+        'x = 1\r\ncheck("flow", f)\r\n',
+        'exercises.check("flow", f)',
+        'check(name="flow", answer=f)',
+        "x = = 1\ncheck( 'flow', f )",
+        '!ls\ncheck("flow", f)',
+    ],
+)
+def test_a_check_is_found_however_it_is_written(source):
+    assert grading.checked_in(source) == {"flow"}
+
+
+def test_what_only_looks_like_a_check_is_none():
+    for source in ('# check("flow", f)', "check(flow)", "text = 'check(\"flow\", f)'", "x = = 1\n# check('flow', f)"):
+        assert grading.checked_in(source) == set()
+
+
+def test_a_folder_means_its_notebooks(tmp_path):
+    for name in ("b.ipynb", "a.ipynb", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in grading.files_of([str(tmp_path), "/dev/null"])] == ["a.ipynb", "b.ipynb", "null"]
+
+
+def test_grades_tell_of_twin_cells_and_of_helpers_elsewhere(monkeypatch, tmp_path):
+    told = "Your answer stopped with NameError: name 'helper' is not defined, in your line `return helper(p)`"
+    ran = []
+    monkeypatch.setattr(grading, "_run", lambda cell, *rest: ran.append(cell) or ("wrong", told))
+    given = grading.HandedIn("02", "", ["def helper(p): ...", "old", "new"], {"flow": ["old", "new"]})
+    status, message = grading._graded(given, "flow", tmp_path, "part", 1.0)
+    assert status == "wrong" and ran == ["new"]
+    assert '2 cells call check("flow", ...), and the last one counts' in message
+    assert "helper stands in another cell: graded alone, this cell needs its helpers and imports in itself" in message
+    alone = grading.HandedIn("02", "", ["new"], {"flow": ["new"]})
+    assert grading._graded(alone, "flow", tmp_path, "part", 1.0) == ("wrong", told)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["course", "grade", "--timeout", "30", "a.ipynb", "b.ipynb"],
+        ["course", "grade", "a.ipynb", "--timeout", "30", "b.ipynb"],
+        ["course", "--timeout", "30", "grade", "a.ipynb", "b.ipynb"],
+        ["feedback", "agree", "--annotator", "ada", "a.ipynb", "b.ipynb"],
+    ],
+)
+def test_options_stand_before_between_or_behind_the_files(argv):
+    args = build_parser(argv[0]).parse_args(argv)
+    assert args.names == ["a.ipynb", "b.ipynb"] and args.action in ("grade", "agree")
+    assert getattr(args, "timeout", 30) == 30 and getattr(args, "annotator", "ada") == "ada"
+
+
+def test_minutes_in_class_and_at_home_are_those_of_the_notebooks():
+    text = (ROOT / "notebooks" / "TEACHING.md").read_text()
+    minutes = {f"{stem[:2]}·{e.number}": e.minutes for stem, e in EXERCISES}
+    row = r"^\| \d \| (\d\d·[^|]+) \| (\d+) \| ([^|]+) \| (\d+) \| (\d+) \|$"
+    lessons = re.findall(row, text, re.MULTILINE)
+    placed = []
+    for in_class, its_minutes, at_home, more, together in lessons:
+        first, second = in_class.split(", "), at_home.split(", ")
+        sums = [sum(minutes[e] for e in part) for part in (first, second)]
+        assert [*sums, sum(sums)] == [int(its_minutes), int(more), int(together)]
+        assert len(first) <= 2 and sums[0] <= 45
+        placed += first + second
+    assert sorted(placed) == sorted(minutes) and len(lessons) == 4
+    assert f"would take {'/'.join(row[-1] for row in lessons)} minutes" in text
+
+
+MEASURES = {"auroc_mask": 0.75, "ap_mask": 0.625, "auroc_flow": 10 / 12, "ap_flow": 7 / 12}
+
+
+def library_stops(*args):
+    return np.linalg.inv(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("two_measures_by_hand", MEASURES | {"auroc_flow": "5/6"}, "numbers only, as 5/6 without quotes"),
+        ("seeds_and_problems", {"value": "1/5"}, "numbers only, as 5/6 without quotes"),
+        ("flow_by_hand", {"reachability": 0.26, "inflow": ["1/4", 0.1]}, "numbers only, as 5/6 without quotes"),
+        ("two_measures_by_hand", MEASURES | {"auroc_mask": 75}, "shares are between 0 and 1, so write 75 % as 0.75"),
+        ("two_measures_by_hand", MEASURES | {"auroc_mask": 3}, "Go through the 2 x 6 pairs"),
+        ("future_attention", library_stops, "in your line `return np.linalg.inv(np.zeros((2, 3)))`"),
+        ("coupled_gamma", lambda waad, *rest: [7.0] * len(waad), "tau_waad=1.5, tau_delta=1.0, k=3, alpha=0.5) should"),
+        ("coupled_gamma", lambda waad, *rest: [7.0] * len(waad), "yours gives [7.0, 7.0, 7.0, 7.0, 7.0, 7.0]"),
+    ],
+)
+def test_messages_lead_on(name, answer, words):
+    outcome = judge(name, answer)
+    assert outcome.status == "wrong" and words in outcome.message, outcome.message

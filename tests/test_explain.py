@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -15,7 +16,7 @@ from faithlab import tasks, verdict
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.explain import figure, save
-from faithlab.explanation import KINDS, explain, plain, strongest
+from faithlab.explanation import KINDS, _absent, explain, plain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.page import page
 from faithlab.token_scores import score
@@ -166,11 +167,62 @@ def test_what_cannot_be_explained(abacus, trace):
         (-0.1, -0.58, "decoration", "0.48 nats apart"),
         (math.nan, math.nan, "none", "no answer"),
         (-0.1, -30.0, "needed", "9e-14"),
+        (-0.1, -0.12, "decoration", "no difference: the answer does not depend on this reasoning"),
     ],
 )
 def test_verdicts(seen, hidden, name, words):
     said = verdict.judge(seen, hidden)
     assert said.name == name and words in said.text
+
+
+@pytest.mark.parametrize(
+    ("seen", "hidden", "name", "words"),
+    [
+        (
+            -19.6,
+            -5.0,
+            "against",
+            "3e-09 behind this reasoning, 0.007 without it, 14.6 nats apart; the reasoning speaks",
+        ),
+        (-5.0, -9.0, "needed", "speaks for it, but not enough"),
+        (-5.0, -6.0, "undecided", "speaks for it a little"),
+        (-5.0, -5.1, "decoration", "makes little difference"),
+    ],
+)
+def test_an_answer_the_reader_would_hardly_ever_write_was_not_given_by_it(seen, hidden, name, words):
+    said = verdict.judge(seen, hidden, reader="abacus")
+    assert said.name == name == verdict.judge(seen, hidden).name and words in said.text
+    assert said.text.startswith("abacus would hardly ever write this answer: probability ") and "given" not in said.text
+    assert verdict.judge(-4.6, -1.0, reader="abacus") == verdict.judge(-4.6, -1.0)  # above the bound: as ever
+
+
+def test_a_given_answer_that_contradicts_its_reasoning(abacus):
+    reasoning = "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears."
+    found = explain(abacus, abacus.trace(STORY, reasoning, "12"), samples=0, kinds=["fai"], pasted=True)
+    assert found.hardly and found.verdict == "against" and "would hardly ever write" in found.says
+    assert found.notes == ["The answer's value, 12, does not occur in the reasoning as a number."]
+    text = page([found])
+    assert "The reasoning speaks against this answer" in text and "in spite of the reasoning</strong>" not in text
+    right = explain(abacus, abacus.trace(STORY, reasoning, "7"), samples=0, kinds=["fai"], pasted=True)
+    assert not right.hardly and not right.notes
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "absent"),
+    [
+        ("5 - 8 = -3", "-3", False),
+        ("That makes 1,200 in all.", "1200", False),
+        ("6/2 pears are left", "3", False),
+        ("6/2 pears are left", "6", False),
+        ("half, so 50%", "50%", False),
+        ("so 12 of them", "1", True),
+        ("seven of them", "7", True),  # in words only: the note speaks of numbers
+        ("it is (B)", "B", False),  # a letter has no value
+    ],
+)
+def test_note_where_the_answer_s_value_is_not_in_the_reasoning(reasoning, answer, absent):
+    trace = SimpleNamespace(reasoning_text=reasoning, answer_text=answer)
+    assert bool(_absent(trace)) == absent
 
 
 def test_the_rule_s_errors_are_counted_where_truth_is_known(abacus):
@@ -215,6 +267,23 @@ def test_page_escapes_whatever_was_written(nasty):
     assert sum(tag == "script" for tag, _ in reader.tags) == 2  # the data and our own
     assert reader.text.count(NASTY) > 10  # as text
     assert not any(name.startswith("on") and tag != "form" for tag, given in reader.tags for name in given)
+
+
+def test_page_counts_places_within_the_reasoning_and_names_every_verdict(explained):
+    first = explained.first
+    reader = Reader()
+    end = len(explained.tokens) - 1
+    reader.feed(page([replace(explained, edges=[(0, first, 0.5), (first + 2, end, 0.4)])]))
+    assert "(prompt token 1)" in reader.text and "(reasoning, 1)" in reader.text
+    assert "(reasoning, 3)" in reader.text and "(answer)" in reader.text
+    assert reader.text.count("place in the reasoning") == len(explained.scores) + 1
+    for words in (
+        "Needed: ",
+        "undecided: 0.5 to less than 2",
+        "decoration: less than 0.5",
+        "in spite of the reasoning: ",
+    ):
+        assert words in reader.text
 
 
 def test_page_needs_nothing_from_elsewhere(explained):
@@ -268,7 +337,9 @@ def test_two_colours_can_be_told_apart_by_everybody_and_text_can_be_read():
 
 def test_figure_shows_every_strip(explained):
     fig = figure(explained)
-    assert len(fig.axes) == 5 and explained.says in fig.get_suptitle()
+    assert len(fig.axes) == 5 and explained.says == " ".join(fig.get_suptitle().split("\n"))
+    fig.canvas.draw()
+    assert fig._suptitle.get_window_extent().x1 < fig.bbox.x1  # long sentences are broken, not cut off
     empty = replace(explained, scores=explained.scores | {"effect": [None] * len(explained.scores["effect"])})
     assert "not computed" in figure(empty).axes[0].get_title(loc="left")
 
@@ -392,6 +463,12 @@ def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
         (["What colour is the moon?"], "does not know"),
         (["--task", "storys"], "did you mean 'stories'"),
         (["--task", "stories", "--index", "-1"], "--index=-1"),
+        ([STORY, "--index", "3"], "--index chooses a problem of a task"),
+        ([STORY, "--index", "0"], "--index chooses a problem of a task"),
+        ([STORY, "--compare", ""], "--compare is empty"),
+        ([STORY, "--answer", " ", "--reasoning", "Ada has 3 pears."], "--answer is empty"),
+        ([STORY, "--gold", ""], "--gold is empty"),
+        ([""], "the question is empty"),
         ([STORY, "--reasoner", "nobody"], "unknown reasoner"),
         ([STORY, "--examples", "poems"], "unknown task"),
     ],
@@ -400,6 +477,27 @@ def test_bad_input(argv, message, capsys, tmp_path):
     assert main(["explain", *argv, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["a/b", "taken", "..", "x" * 300, "file"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("faithlab.explain.load_reasoner", lambda name: pytest.fail("minutes are lost"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    output = tmp_path / "file" / "runs" if place == "file" else tmp_path
+    assert main(["explain", STORY, "--output", str(output), "--name", place]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+
+
+def test_many_problems_are_announced_before_they_are_drawn(monkeypatch, capsys, tmp_path):
+    def load(task, *, n, **options):
+        assert f"drawing {n} problems of stories" in capsys.readouterr().err
+        raise FaithlabError("drawn")
+
+    monkeypatch.setattr("faithlab.tasks.load", load)
+    assert main(["explain", "--task", "stories", "--index", "100000", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip().endswith("drawn") and not list(tmp_path.iterdir())
 
 
 def test_options_that_are_no_yaml_are_one_line(capsys):

@@ -35,6 +35,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+class AnyOrder(argparse.ArgumentParser):
+    """A parser of options before, between and behind the positional arguments: argparse alone takes `action names...`
+    only in one piece, and refuses the names in `action --option x names`."""
+
+    _inside = False  # `parse_known_intermixed_args` calls back
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, in any order."""
+        if self._inside:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def build_parser(name: str | None = None) -> argparse.ArgumentParser:
     """The argument parser, with the arguments of the subcommand `name` only (the others stay unimported)."""
     parser = argparse.ArgumentParser(
@@ -42,7 +59,7 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
         description="Does a model's answer depend on the reasoning it shows, and can we train it so that it does?",
         epilog="`faithlab COMMAND --help` describes a command and gives examples.",
     )
-    commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True, parser_class=AnyOrder)
     for command, (module, summary) in COMMANDS.items():
         sub = commands.add_parser(command, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if command == name:

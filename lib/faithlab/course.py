@@ -1,4 +1,4 @@
-"""`faithlab course`: copies of the notebooks for students and for the teacher, and the grading of what comes back.
+"""`faithlab course`: copies of the notebooks for students and for the teacher; `faithlab.grading` grades them.
 
 An exercise is three cells in a row: its text, headed `### Exercise 1 · by hand · ●○○ · 5 minutes`; a code cell tagged
 `exercise`, which holds the stub and ends in `check("name", answer)`; and a text cell tagged `solution`, in which hint
@@ -20,28 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faithlab.errors import FaithlabError, first_words
+from faithlab.errors import FaithlabError
 from faithlab.notebook_files import discover, read_notebook, select
-from faithlab.notebook_kernel import execute, kernel_of_this_python, terminate_like_ctrl_c
-from faithlab.results import read_results, write_atomically
-from faithlab.run_folder import fresh_part, new_folder
+from faithlab.results import write_atomically
+from faithlab.run_folder import new_folder
 
 KINDS = ("by hand", "implement", "design")
 OUTPUT = Path("runs") / "course"
 HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
+# as the course itself writes it, in one line at the end; `faithlab.grading` takes what students make of it
 CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
-LAST_CELL = """from faithlab import exercises
-from faithlab.results import write_results
-
-found = exercises.outcomes()
-write_results("results.json", [dict(quantity=k, value=v.status) for k, v in found.items()], notebook={stem!r},
-              messages={{k: v.message for k, v in found.items()}})"""
 
 EXAMPLES = """examples:
   faithlab course student                            into runs/course/student/
   faithlab course solutions 06 07 --output mine      of two notebooks, into mine/solutions/
-  faithlab course grade handed_in/*.ipynb            prints a table and writes grades.csv beside the executed copies
+  faithlab course grade handed_in                    all notebooks of a folder, or name the files: handed_in/*.ipynb;
+                                                     prints a table and writes grades.csv beside the executed copies
 
 Grading runs the code that was handed in: do it where that code can do no harm."""
 
@@ -157,97 +152,16 @@ def _untouched(path: Path) -> bool:
         return False
 
 
-def grading_copy(source: str, stem: str) -> Any:
-    """A notebook of one exercise cell, which may fail, and a cell that writes down what came of it."""
-    import nbformat
-
-    result = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    cell = nbformat.v4.new_code_cell(source)
-    cell.metadata["tags"] = ["raises-exception"]  # papermill then goes on to the next cell
-    result.cells = [cell, nbformat.v4.new_code_cell(LAST_CELL.format(stem=stem))]
-    return result
-
-
-def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 120.0) -> Any:
-    """Run the exercise cells of handed-in notebooks, each in a process of its own, so that an endless loop or a dead
-    kernel costs that exercise alone.
-
-    Args:
-        files: notebooks; their names tell them apart. Which notebook of the course a file is says its metadata, or its
-            first heading. Exercises of that notebook whose cell is missing count as "did not run", and so does every
-            exercise of a file that cannot be read.
-        output: the folder that receives the executed cells and `grades.csv`.
-        folder: the course's notebooks.
-        timeout: seconds for each exercise.
-
-    Returns:
-        A data frame: file, notebook, exercise, status ("right", "wrong", "not done", "did not run"), message. A file of
-        which not even the notebook is known has one row.
-    """
-    import nbformat
-    import pandas as pd
-
-    course = {}
-    for path in discover(folder):
-        node = read_notebook(path).node
-        course[path.stem] = (_titles(node), [e.name for e in exercises_of(node, path.name)])
-    rows = []
-    with terminate_like_ctrl_c(), kernel_of_this_python(online=False):
-        for index, path in enumerate(files, start=1):
-            print(f"[{index}/{len(files)}] {path}", flush=True)
-            stem, cells, why = _handed_in(path, course)
-            if stem is None:
-                rows.append((str(path), "", "", "did not run", why))
-                continue
-            for name in course[stem][1]:
-                if name not in cells:
-                    rows.append((str(path), stem, name, "did not run", "Its cell is missing, or has no check()"))
-                    continue
-                part = f"{index:03d}-{path.stem}-{name}"
-                working, source = fresh_part(output, part), output / f"{part}.ipynb"
-                write_atomically(source, nbformat.writes(grading_copy(cells[name], part)))
-                outcome = execute(source, working, {}, timeout)
-                source.unlink()
-                status, message = "did not run", outcome.message
-                if (working / "results.json").exists():  # also behind a cell that stopped
-                    content = read_results(working / "results.json")
-                    found = {r["quantity"]: r["value"] for r in content["results"]}
-                    status, message = found.get(name, status), content["messages"].get(name, message)
-                rows.append((str(path), stem, name, status, message))
-    table = pd.DataFrame(rows, columns=["file", "notebook", "exercise", "status", "message"])
-    write_atomically(output / "grades.csv", table.to_csv(index=False))
-    return table
-
-
-def _titles(node: Any) -> set[str]:
-    """The first headings of the cells."""
-    found = (re.match(r"# .+", cell.source) for cell in node.cells if cell.cell_type == "markdown")
-    return {match[0].strip() for match in found if match}
-
-
-def _handed_in(path: Path, course: dict[str, Any]) -> tuple[str | None, dict[str, str], str]:
-    """Which notebook of the course a file is (None: it cannot be said, and why), and its exercise cells by name."""
-    import nbformat
-
-    try:
-        node = nbformat.read(path, as_version=4)
-        named = node.metadata.get("faithlab", {}).get("of")
-        stem = named if named in course else next((k for k, (t, _) in course.items() if t & _titles(node)), None)
-        sources = [cell.source for cell in node.cells if cell.cell_type == "code"]
-    except Exception as error:  # nbformat trusts a file's structure; whatever is wrong with it is the file's fault
-        return None, {}, f"It cannot be read as a notebook: {first_words(error)}"
-    if stem is None:
-        return None, {}, "It is no copy of a notebook of the course: its title is missing"
-    return stem, {name: source for source in sources for name in CHECK.findall(source)}, ""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments of `faithlab course`."""
     parser.description = __doc__
     parser.epilog = EXAMPLES
     parser.add_argument("action", choices=[*COPIES, "grade"], help="what to do")
     parser.add_argument(
-        "names", nargs="*", metavar="NOTEBOOK|FILE", help="which notebooks (default: all), or files to grade"
+        "names",
+        nargs="*",
+        metavar="NOTEBOOK|FILE|FOLDER",
+        help="which notebooks (default: all), or files and folders to grade",
     )
     parser.add_argument("--folder", help="where the course's notebooks are (default: notebooks)")
     parser.add_argument("--output", help=f"where the copies, or the grading's folder, are made (default: {OUTPUT})")
@@ -258,6 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Carry out `faithlab course` and return its exit status."""
+    from faithlab import grading  # which imports this module
     from faithlab.notebooks import notebook_folder
 
     folder, output = notebook_folder(args.folder), Path(args.output or OUTPUT)
@@ -267,11 +182,9 @@ def command(args: argparse.Namespace) -> int:
         return 0
     if not args.names:
         raise FaithlabError("nothing to grade; name the files: faithlab course grade handed_in/*.ipynb")
-    for name in args.names:
-        if not Path(name).is_file():
-            raise FaithlabError(f"no such file: {name}")
+    files = grading.files_of(args.names)
     run = new_folder(output / "graded")
-    table = grade([Path(name) for name in args.names], run, folder, args.timeout)
+    table = grading.grade(files, run, folder, args.timeout)
     for name, part in table.groupby("file", sort=False):
         print(f"\n{name}: {part['status'].eq('right').sum()} of {len(part)} right")
         for row in part.itertuples():

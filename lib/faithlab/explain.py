@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from faithlab.traces import Trace
 from faithlab.yaml_files import read_options
 
 OUTPUT = Path("runs") / "explain"
+MANY = 100  # problems of a task, which may take long to draw: a thousand of countdown take minutes
 MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixels
 
 
@@ -75,7 +79,7 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
     axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
     axes[-1].spines[["top", "right"]].set_visible(False)
-    fig.suptitle(e.says, x=0.01, ha="left", fontsize=11, weight="bold")
+    fig.suptitle(textwrap.fill(e.says, 110), x=0.01, ha="left", fontsize=11, weight="bold")
     return fig
 
 
@@ -112,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answer", help="the answer to go with --reasoning")
     add("--compare", metavar="QUESTION", help="a second question, shown beside the first")
     add("--task", help=f"take the question from a task: {', '.join(tasks.names())}")
-    add("--index", type=int, default=0, help="which problem of the task's test split (default: 0)")
+    add("--index", type=int, help="which problem of the task's test split (default: 0)")
     add("-o", "--option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="an option of the task")
     add(
         "--examples", metavar="TASK", help="show the reasoner worked examples of this task (default: of --task, if any)"
@@ -134,31 +138,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Carry out `faithlab explain` and return its exit status."""
-    problems = [_problem(args)] + ([{"question": args.compare}] if args.compare else [])
-    if args.name and (Path(args.output or OUTPUT) / args.name).exists():  # before minutes are spent
-        raise FaithlabError(f"{Path(args.output or OUTPUT) / args.name} exists; choose another --name")
-    if (args.reasoning is None) != (args.answer is None):
-        raise FaithlabError("--reasoning and --answer belong together; give both or neither")
-    if args.reasoning is not None and args.compare:
-        raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
-    reasoner = load_reasoner(args.reasoner)
-    if shown := args.examples or args.task:
-        examples(shown)  # an unknown task is an error for abacus too, which is shown none
-        reasoner = for_task(reasoner, shown)
-    quiet = not sys.stderr.isatty()
-    if args.reasoning is not None:
-        traces = [reasoner.trace(problems[0], _read(args.reasoning), args.answer)]
-    else:
-        options = dict(seed=args.seed, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
-        traces = reasoner.generate(problems, progress=not quiet, **options)
-    options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
-    options["max_new_tokens"] = args.max_new_tokens
-    found = [explain(reasoner, trace, pasted=args.reasoning is not None, **options) for trace in traces]
-    import matplotlib
+    _check(args)
+    with _folder(Path(args.output or OUTPUT), args.name) as folder:
+        found = _explanations(args)
+        import matplotlib
 
-    matplotlib.use("Agg")  # needs no display; not in `save`, which a notebook may call
-    folder = new_folder(Path(args.output or OUTPUT), args.name)
-    files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
+        matplotlib.use("Agg")  # needs no display; not in `save`, which a notebook may call
+        files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
     for e in found:
         print(f"{e.question}\n  -> {e.answer}\n  {e.says}")
         for note in e.notes:
@@ -167,18 +153,76 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse arguments that are empty, or that would do nothing beside the others."""
+    for name in ("question", "answer", "compare", "gold", "examples"):
+        value = getattr(args, name)
+        if value is not None and not value.strip():
+            shown = "the question" if name == "question" else f"--{name}"
+            raise FaithlabError(
+                f"{shown} is empty; write something there" + (", or leave it out" * (name != "question"))
+            )
     if (args.question is None) == (args.task is None):
         raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
+    if args.task is None and args.option:
+        raise FaithlabError("-o sets an option of a task; without --task there is none")
+    if args.task is None and args.index is not None:
+        raise FaithlabError("--index chooses a problem of a task; leave it out, or give --task instead of a question")
     if args.task is not None and args.gold:
         raise FaithlabError("a task knows its right answers; leave out --gold")
+    if (args.reasoning is None) != (args.answer is None):
+        raise FaithlabError("--reasoning and --answer belong together; give both or neither")
+    if args.reasoning is not None and args.compare:
+        raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
+
+
+@contextmanager
+def _folder(output: Path, name: str | None) -> Iterator[Path]:
+    """The run's folder, made before minutes are spent; if nothing comes to be written there, it goes away again with
+    the folders made for it."""
+    if name and os.path.exists(output / name):  # unlike Path.exists, no error where a name is too long
+        raise FaithlabError(f"{output / name} exists; choose another --name")
+    made = [path for path in (output, *output.parents) if not os.path.exists(path)]
+    try:
+        folder = new_folder(output, name)
+        made.insert(0, folder)
+        yield folder
+    except BaseException:  # Ctrl-C too
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()  # takes empty folders only
+        raise
+
+
+def _explanations(args: argparse.Namespace) -> list[Explanation]:
+    given = None if args.reasoning is None else _read(args.reasoning)
+    problems = [_problem(args)] + ([{"question": args.compare}] if args.compare else [])
+    reasoner = load_reasoner(args.reasoner)
+    if shown := args.examples or args.task:
+        examples(shown)  # an unknown task is an error for abacus too, which is shown none
+        reasoner = for_task(reasoner, shown)
+    quiet = not sys.stderr.isatty()
+    if given is not None:
+        traces = [reasoner.trace(problems[0], given, args.answer)]
+    else:
+        options = dict(seed=args.seed, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+        traces = reasoner.generate(problems, progress=not quiet, **options)
+    options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
+    options["max_new_tokens"] = args.max_new_tokens
+    return [explain(reasoner, trace, pasted=given is not None, **options) for trace in traces]
+
+
+def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.question is not None:
-        if args.option:
-            raise FaithlabError("-o sets an option of a task; without --task there is none")
         return {"question": args.question} | ({"answer": args.gold} if args.gold else {})
-    check_number("--index", args.index, 0, whole=True)
+    index = args.index or 0
+    check_number("--index", index, 0, whole=True)
+    if index >= MANY:
+        print(
+            f"drawing {index + 1} problems of {args.task} to reach --index {index}; this may take long", file=sys.stderr
+        )
     options = read_options(args.option)
-    return dict(tasks.load(args.task, split="test", n=args.index + 1, seed=args.seed, **options)[args.index])
+    return dict(tasks.load(args.task, split="test", n=index + 1, seed=args.seed, **options)[index])
 
 
 def _read(text: str) -> str:

@@ -26,7 +26,8 @@ from faithlab.intervals import mean_interval
 from faithlab.likelihood import Variant, variant_logp
 from faithlab.ranking import highest_first
 from faithlab.saliency import optimise_mask
-from faithlab.tasks.scoring import gold_of, same_answer
+from faithlab.tasks.numerals import Number, read_number, same
+from faithlab.tasks.scoring import gold_of, readable, same_answer
 from faithlab.token_scores import score
 from faithlab.traces import Trace
 from faithlab.units import units_of
@@ -96,6 +97,11 @@ class Explanation:
         """log p(answer) less log p(answer | reasoning hidden), in nats."""
         return self.logp - self.logp_hidden
 
+    @property
+    def hardly(self) -> bool:
+        """Whether the answer was given, and is one that the reasoner would hardly ever write behind the reasoning."""
+        return self.pasted and verdict.hardly_written(self.logp)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; what is undefined is null."""
         content = asdict(self) | {"effect": self.effect}
@@ -132,13 +138,13 @@ def explain(
         if kind not in KINDS:
             raise unknown("score", kind, KINDS)
     _explainable(reasoner, trace)
-    notes: list[str] = []
+    notes = _absent(trace)
     sentences = units_of(trace, "sentence")
     scores, by_sentence = {}, {}
     for kind in kinds:
         scores[kind], by_sentence[kind] = _scores(kind, reasoner, trace, sentences, thorough, notes, progress)
     table = reasoning_effect(reasoner, [trace]).iloc[0]
-    said = verdict.judge(table["logp"], table["logp_hidden"])
+    said = verdict.judge(table["logp"], table["logp_hidden"], reader=reasoner.name if pasted else None)
     gold = gold_of(trace.problem) or None
     return Explanation(
         reasoner=reasoner.name,
@@ -175,6 +181,19 @@ def _explainable(reasoner, trace: Trace) -> None:
     window = context_window(reasoner.model)
     if window and len(trace) > window:
         raise FaithlabError(f"the trace has {len(trace)} tokens, and {reasoner.name} reads {window}; shorten it")
+
+
+def _absent(trace: Trace) -> list[str]:
+    """A note where the answer is a number that the reasoning does not hold in digits; signs and units do not count."""
+    answer = read_number(readable(trace.answer_text))
+    if answer is None:
+        return []
+    text = readable(trace.reasoning_text)
+    words = re.findall(r"[0-9]+(?:[.,/][0-9]+)*%?", text) + re.findall(r"[0-9]+", text)  # 6/2 is 3, and holds 6 and 2
+    held = filter(None, map(read_number, words))
+    if any(same(Number(abs(answer.value), answer.percent), number) for number in held):
+        return []
+    return [f"The answer's value, {trace.answer_text.strip()}, does not occur in the reasoning as a number."]
 
 
 def _spans(trace: Trace) -> list[str]:

@@ -23,6 +23,12 @@ HEADINGS = {
     "undecided": "Undecided",
     "against": "The answer is given in spite of the reasoning",
 }
+HARDLY_HEADINGS = {  # of a given answer that the reasoner would hardly ever write: nobody "gives" it
+    "needed": "An unlikely answer, which the reasoning makes less unlikely",
+    "decoration": "An unlikely answer, with and without the reasoning",
+    "undecided": "An unlikely answer, which the reasoning makes a little less unlikely",
+    "against": "The reasoning speaks against this answer",
+}
 LIMITS = (
     "Hiding the reasoning is an input that no model was trained on; part of an effect can be the surprise of that.",
     "One trace says something about one trace. The fresh rollouts say how far it holds for this question.",
@@ -46,7 +52,9 @@ def page(explanations: Sequence[Explanation], *, command: str = "") -> str:
     kinds = list(explanations[0].scores)
     data = json.dumps([e.to_json() for e in explanations], ensure_ascii=False, allow_nan=False)
     rule = (
-        f"Decoration: less than {DECORATION:g} nats either way; needed: {NEEDED:g} nats and more. {how_often_wrong()}"
+        f"Needed: hiding the reasoning takes {NEEDED:g} nats and more off log p(answer); undecided: {DECORATION:g} to "
+        f"less than {NEEDED:g}; decoration: less than {DECORATION:g} nats either way; in spite of the reasoning: "
+        f"hiding it adds more than {DECORATION:g}. {how_often_wrong()}"
     )
     return _fill(
         "page.html",
@@ -90,7 +98,7 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         heading=_text(f"Answer {e.answer}{judged}, {whose} {e.reasoner}"),
         question=_text(e.question),
         verdict=e.verdict,
-        word=HEADINGS[e.verdict],
+        word=(HARDLY_HEADINGS if e.hardly else HEADINGS)[e.verdict],
         says=_text(e.says),
         beyond=_text(_beyond(e)),
         tokens=_tokens(e, number),
@@ -138,12 +146,28 @@ def _beyond(e: Explanation) -> str:
     return f"Over {rollouts} {mean}; {r['agree']} of them answer the same."
 
 
+def _where(e: Explanation, position: int) -> str:
+    """The part that a token belongs to, and its place: in the reasoning counted within it, as everywhere on the page,
+    in front of it named as the prompt's."""
+    part = e.tokens[position][1]
+    if part == "reasoning":
+        return f"reasoning, {_place(e, position)}"
+    if position < e.first:
+        return f"{'question, ' if part == 'question' else ''}prompt token {position + 1}"
+    return part
+
+
+def _place(e: Explanation, position: int) -> int:
+    return position - e.first + 1
+
+
 def _top(e: Explanation, kind: str) -> str:
     rows = []
     for position, value in strongest(e, kind, 8):
-        word, place = _text(e.tokens[position][0].strip() or "space"), position - e.first + 1
+        word, place = _text(e.tokens[position][0].strip() or "space"), _place(e, position)
         rows.append(f'<tr><td>{word}</td><td class="number">{place}</td><td class="number">{value:.3g}</td></tr>')
-    head = f"<tr><th>token</th><th>place</th><th>{_text(f'{KINDS[kind].label} {KINDS[kind].unit}')}</th></tr>"
+    value = _text(f"{KINDS[kind].label} {KINDS[kind].unit}")
+    head = f"<tr><th>token</th><th>place in the reasoning</th><th>{value}</th></tr>"
     label = _text(f"tokens with the highest {KINDS[kind].label}")
     return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
 
@@ -152,9 +176,9 @@ def _edges(e: Explanation) -> str:
     """The strongest edges of the backbone in words, for those who do not see the arcs."""
     rows = []
     for source, target, flow in e.edges[:10]:
-        ends = [_text(f"{e.tokens[i][0].strip() or 'space'} ({e.tokens[i][1]}, {i + 1})") for i in (source, target)]
+        ends = [_text(f"{e.tokens[i][0].strip() or 'space'} ({_where(e, i)})") for i in (source, target)]
         rows.append(f'<tr><td>{ends[0]}</td><td>{ends[1]}</td><td class="number">{flow:.3g}</td></tr>')
-    head = "<tr><th>from token (part, place)</th><th>to token</th><th>flow</th></tr>"
+    head = "<tr><th>from token (part, place in the reasoning)</th><th>to token</th><th>flow</th></tr>"
     return f'<table aria-label="strongest edges of the flow">{head}{"".join(rows)}</table>'
 
 

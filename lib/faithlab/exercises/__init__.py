@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +34,9 @@ from faithlab.errors import first_words, unknown
 
 RIGHT, WRONG, OPEN = "right", "wrong", "not done"
 MARKS = {RIGHT: "✔", WRONG: "✘", OPEN: "…"}
+
+# whose lines are not the learner's: faithlab's, Python's own, and those of installed packages
+LIBRARIES = (str(Path(__file__).parents[1]), *{sysconfig.get_path(k) for k in ("stdlib", "purelib", "platlib")})
 
 CHECKS: dict[str, Callable[[Any], str]] = {}
 _outcomes: dict[str, Outcome] = {}
@@ -57,6 +63,7 @@ def compare(got, right, mistakes: Iterable[tuple], otherwise: str, atol: float =
     """Raise `Wrong` unless `got` equals `right`: with the words of the first of `mistakes`, pairs of what a mistake
     gives and what it is, that equals `got`; else with `otherwise`. Numbers, lists, arrays and tensors are alike."""
     expect(got is not None, "your function returns nothing: end it with `return` and the result")
+    refuse_text(got)
     value = torch.as_tensor(got, dtype=torch.float64).detach().flatten()
 
     def same(other) -> bool:
@@ -64,7 +71,31 @@ def compare(got, right, mistakes: Iterable[tuple], otherwise: str, atol: float =
         return value.shape == other.shape and torch.allclose(value, other, atol=atol, equal_nan=True)
 
     if not same(right):
-        raise Wrong(next((why for wrong, why in mistakes if same(wrong)), otherwise))
+        why = next((why for wrong, why in mistakes if same(wrong)), None)
+        raise Wrong(why or _in_percent(value, right, atol) or otherwise)
+
+
+def _in_percent(value: torch.Tensor, right, atol: float) -> str | None:
+    """What to say of shares that were given as percentages, rounded to whole ones perhaps; None if they were not."""
+    share = torch.as_tensor(right, dtype=torch.float64).flatten()
+    if value.shape != share.shape or not ((share >= 0) & (share <= 1)).all() or not (value > 1).any():
+        return None
+    if not torch.allclose(value / 100, share, atol=max(atol, 6e-3), rtol=0):
+        return None
+    first = float(value[value > 1][0])
+    return f"{first:g} is about 100 times too much: shares are between 0 and 1, so write {first:g} % as {first / 100:g}"
+
+
+def refuse_text(answer: Any, *, like_numbers: bool = False) -> None:
+    """Raise `Wrong` if a string stands where numbers are wanted; of strings that look `like_numbers` only."""
+    if isinstance(answer, str):
+        expect(
+            like_numbers and not re.fullmatch(r"[-+*/.,%()\s\d]*\d[-+*/.,%()\s\d]*", answer),
+            f"numbers only, as 5/6 without quotes: you gave {answer!r}, which is a text",
+        )
+    elif isinstance(answer, dict | list | tuple):
+        for value in answer.values() if isinstance(answer, dict) else answer:
+            refuse_text(value, like_numbers=like_numbers)
 
 
 def exercise(function: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -95,10 +126,23 @@ def judge(name: str, answer: Any) -> Outcome:
     except Wrong as error:
         return Outcome(WRONG, str(error))
     except Exception as error:
-        # Whatever a learner's function raises, or returns that the check could not read, is a wrong answer.
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(__path__))]
-        line = f", in your line `{frames[-1].line}`" if frames and frames[-1].line else ""
-        return Outcome(WRONG, f"Your answer stopped with {type(error).__name__}: {first_words(error)}{line}")
+        return _stopped(error, answer)
+
+
+def _stopped(error: Exception, answer: Any) -> Outcome:
+    """Whatever a learner's function raises, or returns that the check could not read, is a wrong answer."""
+    try:
+        if isinstance(error, TypeError | ValueError):
+            refuse_text(answer, like_numbers=True)
+    except Wrong as text:
+        return Outcome(WRONG, str(text))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not _of_a_library(f.filename)]
+    line = f", in your line `{frames[-1].line}`" if frames else ""
+    return Outcome(WRONG, f"Your answer stopped with {type(error).__name__}: {first_words(error)}{line}")
+
+
+def _of_a_library(filename: str) -> bool:
+    return filename.startswith(LIBRARIES) or "site-packages" in filename
 
 
 def unanswered(answer: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from faithlab import credit
 from faithlab.exercises import compare, exercise, expect
+from faithlab.exercises.reasoning import tensor_of
 
 NAN = float("nan")
 SPARSE = [0.0, 0.8, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, NAN, NAN]
@@ -100,8 +101,9 @@ def coupled_gamma(function) -> str:
         )[0]  # fmt: skip
         got = function(list(waad), list(anchors), tau_waad, tau_delta, k, alpha)
         slips = [(coupled(waad, anchors, tau_waad, tau_delta, k, alpha, slip), why) for slip, why in SLIPS.items()]
-        wanted = [round(v, 3) for v in right.tolist()]
-        compare(got, right, slips, f"{what}: gamma should be {wanted}; waad={waad}, anchors={anchors}")
+        wanted, yours = ([round(v, 3) for v in tensor_of(g).flatten().tolist()] for g in (right, got))
+        call = f"coupled_gamma({waad}, {anchors}, tau_waad={tau_waad}, tau_delta={tau_delta}, k={k}, alpha={alpha})"
+        compare(got, right, slips, f"{what}: {call} should give {wanted}, and yours gives {yours}")
     return "equal to the library's coupled_rhythm: shared, added up, and at the edges"
 
 
