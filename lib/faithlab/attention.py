@@ -45,7 +45,7 @@ WANTS = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
 LAYER_RANGES = ("middle", "bottom", "top", "all")
 READ = 5  # layers of a range
 LIKE = 0.8  # of the longest of a batch is the shortest, at least
-CHUNK_BYTES = 2**24  # of attention probabilities at a time
+CHUNK_BYTES = 2**23  # of attention probabilities at a time
 
 
 @dataclass(frozen=True)
