@@ -158,10 +158,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("question", "answer", "compare", "gold", "examples"):
         value = getattr(args, name)
         if value is not None and not value.strip():
-            shown = "the question" if name == "question" else f"--{name}"
-            raise FaithlabError(
-                f"{shown} is empty; write something there" + (", or leave it out" * (name != "question"))
-            )
+            if name == "question":
+                raise FaithlabError("the question is empty; write something there")
+            raise FaithlabError(f"--{name} is empty; write something there, or leave it out")
     if (args.question is None) == (args.task is None):
         raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
     if args.task is None and args.option:

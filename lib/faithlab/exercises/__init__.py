@@ -62,9 +62,7 @@ def expect(condition: Any, why: str) -> None:
 def compare(got, right, mistakes: Iterable[tuple], otherwise: str, atol: float = 1e-4) -> None:
     """Raise `Wrong` unless `got` equals `right`: with the words of the first of `mistakes`, pairs of what a mistake
     gives and what it is, that equals `got`; else with `otherwise`. Numbers, lists, arrays and tensors are alike."""
-    expect(got is not None, "your function returns nothing: end it with `return` and the result")
-    refuse_text(got)
-    value = torch.as_tensor(got, dtype=torch.float64).detach().flatten()
+    value = tensor_of(got).flatten()
 
     def same(other) -> bool:
         other = torch.as_tensor(other, dtype=torch.float64).flatten()
@@ -84,6 +82,15 @@ def _in_percent(value: torch.Tensor, right, atol: float) -> str | None:
         return None
     first = float(value[value > 1][0])
     return f"{first:g} is about 100 times too much: shares are between 0 and 1, so write {first:g} % as {first / 100:g}"
+
+
+def tensor_of(values: Any) -> torch.Tensor:
+    """A learner's numbers as float64, be they a tensor, an array, or (nested) lists of any of these."""
+    expect(values is not None, "your function returns nothing: end it with `return` and the result")
+    refuse_text(values)
+    if isinstance(values, list | tuple) and len(values):
+        return torch.stack([tensor_of(v) for v in values])
+    return torch.as_tensor(values, dtype=torch.float64).detach()
 
 
 def refuse_text(answer: Any, *, like_numbers: bool = False) -> None:

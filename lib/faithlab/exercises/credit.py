@@ -8,8 +8,7 @@ from itertools import pairwise
 import torch
 
 from faithlab import credit
-from faithlab.exercises import compare, exercise, expect
-from faithlab.exercises.reasoning import tensor_of
+from faithlab.exercises import compare, exercise, expect, tensor_of
 
 NAN = float("nan")
 SPARSE = [0.0, 0.8, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, NAN, NAN]

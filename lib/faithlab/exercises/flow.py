@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faithlab.exercises import compare, exercise, expect
-from faithlab.exercises.reasoning import tensor_of
+from faithlab.exercises import compare, exercise, expect, tensor_of
 from faithlab.flow import trace_flow, trace_flows
 
 

@@ -5,22 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from faithlab.biases import cut_bias
-from faithlab.exercises import compare, exercise, expect, refuse_text
-
-
-def tensor_of(values: Any) -> Tensor:
-    """A learner's numbers as float64, be they a tensor, an array, or (nested) lists of any of these."""
-    expect(values is not None, "your function returns nothing: end it with `return` and the result")
-    refuse_text(values)
-    if isinstance(values, list | tuple) and len(values):
-        return torch.stack([tensor_of(v) for v in values])
-    return torch.as_tensor(values, dtype=torch.float64).detach()
+from faithlab.exercises import compare, exercise, expect, tensor_of
 
 
 @exercise

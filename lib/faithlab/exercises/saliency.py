@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from faithlab.exercises import compare, exercise, expect
-from faithlab.exercises.reasoning import tensor_of
+from faithlab.exercises import compare, exercise, expect, tensor_of
 from faithlab.granularity import Layout
 
 
