@@ -247,17 +247,3 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path):
     subprocess.run(command(broken), check=True, env=environment(), capture_output=True)
     a, b = (load_file(f / "last" / "model.safetensors") for f in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-@pytest.mark.slow
-def test_two_processes_train_together(tmp_path):
-    """accelerate with two CPU processes: one log, the groups shared out, the mask network alike in both."""
-    arm = tmp_path / "arm.yaml"
-    arm.write_text(YAML.replace("steps: 6", "steps: 2"))
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-    command = ["-m", "faithlab.cli", "train", "--config", str(arm), "--quiet", "--output", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, *launch, *command], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = pd.read_csv(tmp_path / "run" / "log.csv")
-    assert log["step"].tolist() == [1, 2] and log["reward"].notna().all()

@@ -214,6 +214,7 @@ def _write(model, tokenizer, *, ids, mask, cache, warpers, noise, pad, ends, sto
             logits_processor=LogitsProcessorList([RefuseNaN(), *warpers, *([noise] if noise else [])]),
             stopping_criteria=StoppingCriteriaList([ended]),
             return_dict_in_generate=True,
+            synced_gpus=False,  # each process ends when its own rollouts have; see processes.whole_weights
         )
         ids, cache = out.sequences, out.past_key_values
         for row, number in enumerate(live):

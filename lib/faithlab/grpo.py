@@ -72,18 +72,19 @@ class FaithfulGRPOConfig(GRPOConfig):
 
 def quick_rollouts(prompts, trainer) -> dict:
     """A `rollout_func` for TRL that samples with `faithlab.generation`: rollouts that have ended leave the batch, and
-    each has a random stream of its own, keyed by the run's seed, the step and its place. For single processes and
-    models that fit the device; vLLM serves larger ones.
+    each has a random stream of its own, keyed by the run's seed, the step and its place. For models whose weights fit
+    one device; vLLM serves larger ones.
     """
     reasoner, args = trainer.reasoner, trainer.args
     ids = [prompt_ids(reasoner.tokenizer, p) for p in prompts]
     first = trainer.accelerator.process_index * len(prompts)
-    rollouts = generate_ids(
-        reasoner.model, reasoner.tokenizer, ids,
-        [stream_key(args.seed, trainer.state.global_step, first + i) for i in range(len(ids))],
-        temperature=args.temperature, top_p=args.top_p, top_k=max(0, args.top_k or 0),
-        max_new_tokens=args.max_completion_length,
-    )  # fmt: skip
+    with processes.whole_weights(reasoner.model):
+        rollouts = generate_ids(
+            reasoner.model, reasoner.tokenizer, ids,
+            [stream_key(args.seed, trainer.state.global_step, first + i) for i in range(len(ids))],
+            temperature=args.temperature, top_p=args.top_p, top_k=max(0, args.top_k or 0),
+            max_new_tokens=args.max_completion_length,
+        )  # fmt: skip
     return dict(prompt_ids=ids, completion_ids=[r.ids for r in rollouts], logprobs=None)
 
 
@@ -154,11 +155,12 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         rows = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         traces = read_rollouts(self.reasoner, *(output[name] for name in rows))
         needs = tuple(dict.fromkeys(n for name in names for n in token_credit.NEEDS[name]))
-        scores, groups = score_rollouts(
-            needs, self.reasoner, traces, mask.shape[1], layers=s["credit_layers"], groups=self._groups,
-            seed=stream_key(self.args.seed, self.state.global_step, self.accelerator.process_index),
-            saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]),
-        )  # fmt: skip
+        with processes.whole_weights(self.reasoner.model):
+            scores, groups = score_rollouts(
+                needs, self.reasoner, traces, mask.shape[1], layers=s["credit_layers"], groups=self._groups,
+                seed=stream_key(self.args.seed, self.state.global_step, self.accelerator.process_index),
+                saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]),
+            )  # fmt: skip
         if s["credit_freeze_heads"] and self._groups is None:
             self._groups = processes.of_the_first(groups and replace(groups, traces=()))
         gamma = token_credit.weights(self.credit, scores, mask, advantages=output["advantages"], **self._options)
@@ -213,11 +215,13 @@ class NotFinite(FaithlabError):
 
 
 class _SoundGradients(TrainerCallback):
-    """Stops before the optimiser's step if a gradient is not finite. Gradients are alike in all processes by then, so
-    all of them stop, and the weights are still sound."""
+    """Stops before the optimiser's step if a gradient is not finite, in all processes together, while the weights are
+    still sound. Where FSDP shares gradients out, each process sees its own part."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None):
+        gradients = (p.grad for p in model.parameters() if p.grad is not None)
+        parts = (g.to_local() if hasattr(g, "to_local") else g for g in gradients)
+        if not processes.agree(all(bool(torch.isfinite(g).all()) for g in parts)):
             raise NotFinite(
                 f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate, or look for NaN "
                 "in the rewards; the weights before this step are sound"

@@ -1,12 +1,16 @@
-"""What several processes that train together have to agree on. With one process nothing happens."""
+"""What several processes that train together have to agree on, and the weights that they share out among them. With
+one process nothing happens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+
+from faithlab.errors import FaithlabError
 
 Value = TypeVar("Value")
 
@@ -40,3 +44,57 @@ def of_the_first(value: Value) -> Value:
     if count() > 1:
         distributed.broadcast_object_list(held)
     return held[0]
+
+
+def agree(value: bool) -> bool:
+    """Whether it is true in every process. All processes must call it."""
+    return mean(float(value)) == 1.0
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Within it each process holds all weights of a model that FSDP (version 2) shares out among the processes, and
+    calls it without FSDP. All processes must enter it. With other models nothing happens.
+
+    FSDP gathers a layer's weights from all processes each time the layer is called. Generation, masks and attention
+    maps call a model as often as the process's own rollouts need, and stop half the way up, so the processes would
+    gather at different times and wait for each other without end. The weights are gathered in the type in which they
+    are held, as they are where nothing is shared out. What is done to them is lost: nothing may train them here.
+
+    Raises `FaithlabError` for a model that FSDP version 1 or DeepSpeed's ZeRO stage 3 shares out.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # late: only these runs need them
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(m, FullyShardedDataParallel) for m in model.modules()):
+        raise FaithlabError("FSDP version 1 keeps its weights to itself; set fsdp_version: 2 in accelerate's file")
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise FaithlabError("ZeRO stage 3 keeps its weights to itself; set zero_stage: 2, or use FSDP version 2")
+    shards = [
+        (module, name, p)
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if isinstance(p, DTensor)
+    ]
+    sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    hooks = [(h, dict(h)) for m in sharded for h in (m._forward_pre_hooks, m._forward_hooks)]
+    generate = vars(model).pop("generate", None)  # wrapped by the trainer, as another way into FSDP
+    whole: dict[int, nn.Parameter] = {}
+    try:
+        for module, name, p in shards:  # tied weights are gathered once, and stay tied
+            if id(p) not in whole:
+                whole[id(p)] = nn.Parameter(p.detach().full_tensor(), requires_grad=p.requires_grad)
+            setattr(module, name, whole[id(p)])
+        for h, _ in hooks:
+            h.clear()  # FSDP works by these alone
+        yield
+    finally:
+        for h, before in hooks:
+            h.update(before)
+        for module, name, p in shards:
+            setattr(module, name, p)
+        if generate is not None:
+            model.generate = generate

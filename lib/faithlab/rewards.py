@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from faithlab import tasks
+from faithlab import processes, tasks
 from faithlab.errors import FaithlabError, check_known, check_number, unknown
 from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
@@ -173,7 +173,8 @@ class SaliencyReward:
             completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
         ids = [prompt_ids(self.reasoner.tokenizer, p) for p in prompts]
         traces = rollouts_of(self.reasoner, ids, completion_ids, problems)
-        rewards = self.of_traces(traces, log_metric=log_metric)
+        with processes.whole_weights(self.reasoner.model):
+            rewards = self.of_traces(traces, log_metric=log_metric)
         if self.gate == "correct":
             right = outcome(completions, **columns)
             rewards = [None if r is None else r * float(x > 0) for r, x in zip(rewards, right, strict=True)]

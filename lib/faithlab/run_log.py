@@ -9,17 +9,29 @@ from pathlib import Path
 import pandas as pd
 from transformers import TrainerCallback
 
+from faithlab import processes
 from faithlab.results import write_atomically
 
 
 def save_whole(trainer, folder: Path) -> None:
     """Save the policy as a model that loads by itself. LoRA adapters are merged into a copy of their model, for which
-    there must be memory; checkpoints, which training goes on from, hold the adapters alone."""
+    there must be memory; checkpoints, which training goes on from, hold the adapters alone. All processes must call
+    it."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(policy, "merge_and_unload"):
         trainer.save_model(str(folder))
+        return
+    if trainer.is_fsdp_enabled:  # no copy can be made of the model, but within, the weights are copies
+        with processes.whole_weights(policy):
+            policy.merge_adapter()
+            if trainer.args.should_save:
+                base = policy.get_base_model()
+                weights = {k.replace(".base_layer", ""): p for k, p in base.named_parameters() if ".lora_" not in k}
+                base.save_pretrained(folder, state_dict=weights)
+            policy.unmerge_adapter()
     elif trainer.args.should_save:
         copy.deepcopy(policy).merge_and_unload().save_pretrained(folder)
+    if trainer.args.should_save:
         trainer.processing_class.save_pretrained(folder)
 
 
@@ -43,7 +55,9 @@ class RunLog(TrainerCallback):
         rows = [row for row in state.log_history if "reward" in row]
         table = pd.DataFrame(rows).drop(columns="epoch", errors="ignore")
         if len(table):
-            table = table[["step", *(c for c in table.columns if c != "step")]]
+            # in the order of the last row: a checkpoint's are sorted by name
+            names = dict.fromkeys(["step", *rows[-1], *table.columns])
+            table = table[[name for name in names if name in table.columns]]
             for part in ("saliency", "credit"):
                 if f"{part}/seconds" in table:
                     table[f"{part}/time_share"] = table[f"{part}/seconds"] / table["step_time"]

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from faithlab import costs, held_out, rewards, tasks
+from faithlab import costs, held_out, processes, rewards, tasks
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_number, first_words
@@ -63,19 +63,20 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is; TRL is pinned
     set_seed(seed)
-    processes = PartialState().num_processes  # before the model is loaded: it gives each process its device
+    cuda = torch.cuda.is_available()
+    # Before the model is loaded, since it gives each process its device. Without GPUs it has to be told so.
+    count = PartialState(cpu=not cuda).num_processes
     shared = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
     place = "cpu" if shared else None  # a model that is shared out among devices may fit on none of them
     # bf16 is for the arithmetic, not for the weights
     reasoner = load_reasoner(arm.reasoner, dtype=torch.float32, device=place)
-    cuda = torch.cuda.is_available()
-    if arm.prompts * arm.rollouts % (arm.accumulation * processes):
-        raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {processes} processes")
+    if arm.prompts * arm.rollouts % (arm.accumulation * count):
+        raise FaithlabError(f"{arm.prompts} x {arm.rollouts} rollouts do not split among {count} processes")
     given = {f"credit_{k}": v for k, v in arm.credit.items() if k != "name"}
     config = FaithfulGRPOConfig(
         output_dir=str(folder),
         max_steps=max(1, arm.steps),
-        per_device_train_batch_size=arm.prompts * arm.rollouts // arm.accumulation // processes,
+        per_device_train_batch_size=arm.prompts * arm.rollouts // arm.accumulation // count,
         gradient_accumulation_steps=arm.accumulation,
         num_generations=arm.rollouts,
         num_iterations=arm.iterations,
@@ -186,7 +187,10 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
         raise FaithlabError(
             f"cannot write to {folder}: {reason}; free space and give the same command again to go on"
         ) from error
-    table = held_out.measure(trainer.reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=not quiet)
+    with processes.whole_weights(trainer.reasoner.model):
+        table = held_out.measure(
+            trainer.reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=main and not quiet
+        )
     if main:
         write_atomically(folder / "held_out.csv", table.to_csv(index=False, float_format="%.5g"))
         for path in folder.glob("checkpoint-*"):
@@ -207,8 +211,9 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
         costs.Shape.of(model.config), lengths, arm.prompts * arm.rollouts, at_once=args.per_device_train_batch_size,
         rate=costs.measured_rate(model.device, torch.bfloat16 if args.bf16 else torch.float32), lora=arm.lora, size=4,
     )  # fmt: skip
-    shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = found.weights / (args.world_size if shared else 1)
+    weights = found.weights
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # a share, and all weights while rollouts are scored
+        weights = weights / args.world_size + sum(p.nbytes for p in model.parameters())
     free = available_bytes(model.device) + sum(p.nbytes for p in model.parameters())  # which are loaded already
     if weights + found.activations > free:
         raise FaithlabError(
@@ -260,6 +265,8 @@ def command(args: argparse.Namespace) -> int:
     folder = args.output or Path("runs/train") / f"{arm.name}-{args.seed}"
     started = time.perf_counter()
     found = train(arm, args.seed, folder, quiet=args.quiet)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     print(found.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     print(
         f"\n{arm.name}, seed {args.seed}: {time.perf_counter() - started:.0f} s; log, rollouts and models in {folder}"
