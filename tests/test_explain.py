@@ -460,6 +460,7 @@ def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
         ([STORY, "--reasoning", "Ada has 3 pears."], "belong together"),
         ([STORY, "--reasoning", "@/no/such/file", "--answer", "7"], "cannot read /no/such/file"),
         ([STORY, "--compare", STORY, "--reasoning", "x", "--answer", "7"], "--compare lets the reasoner write"),
+        ([STORY, "--temperature", "1", "--reasoning", "x", "--answer", "7"], "--temperature is for a reasoning"),
         (["What colour is the moon?"], "does not know"),
         (["--task", "storys"], "did you mean 'stories'"),
         (["--task", "stories", "--index", "-1"], "--index=-1"),

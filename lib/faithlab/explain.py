@@ -46,6 +46,7 @@ MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixel
 def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency", "flow", "fai")) -> Any:
     """A matplotlib figure: the reasoning as coloured text, one strip a score, and the curve of log p(answer)."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from faithlab.plots import PALETTE, token_strip
 
@@ -78,6 +79,7 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0])
     axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
     axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].spines[["top", "right"]].set_visible(False)
     fig.suptitle(textwrap.fill(e.says, 110), x=0.01, ha="left", fontsize=11, weight="bold")
     return fig
@@ -128,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="fresh rollouts of the question for the uncertainty (default: 8; 0: none)",
     )
-    add("--temperature", type=float, default=0.0, help="of the explained rollout (default: 0, greedy)")
+    add("--temperature", type=float, help="of the explained rollout (default: 0, greedy)")
     add("--max-new-tokens", type=int, help="limit of a rollout (default: the reasoner's)")
     add("--seed", type=int, default=0)
     add("--thorough", action="store_true", help="relayed effects of single tokens also where they take long")
@@ -173,6 +175,8 @@ def _check(args: argparse.Namespace) -> None:
         raise FaithlabError("--reasoning and --answer belong together; give both or neither")
     if args.reasoning is not None and args.compare:
         raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
+    if args.reasoning is not None and args.temperature is not None:
+        raise FaithlabError("--temperature is for a reasoning that the reasoner writes; leave it out, or --reasoning")
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def _explanations(args: argparse.Namespace) -> list[Explanation]:
     if given is not None:
         traces = [reasoner.trace(problems[0], given, args.answer)]
     else:
-        options = dict(seed=args.seed, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+        options = dict(seed=args.seed, temperature=args.temperature or 0.0, max_new_tokens=args.max_new_tokens)
         traces = reasoner.generate(problems, progress=not quiet, **options)
     options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
     options["max_new_tokens"] = args.max_new_tokens
