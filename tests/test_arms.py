@@ -14,6 +14,12 @@ from faithlab.saliency import optimise_mask
 from faithlab.sweep import load_runs, read_plan
 
 
+def test_arms_on_gsm8k_find_problems_enough():
+    """The published training split has 7,473 problems, of which a tenth is kept for validation."""
+    arms = [read_arm(name) for name in arm_names() if name.startswith("gsm8k")]
+    assert arms and all(arm.prompts * arm.steps <= 6_600 for arm in arms)
+
+
 @pytest.mark.parametrize("name", arm_names())
 def test_shipped_arms_are_sound_and_say_what_they_are_for(name):
     arm = read_arm(name)

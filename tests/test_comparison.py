@@ -118,7 +118,16 @@ def test_arms_are_compared_over_the_seeds_they_share():
     assert found["value"].to_dict() == pytest.approx(dict(better=0.2, same=0.0))
     one = compare(pd.concat([table, runs(start=base[:1] - 0.1).assign(seed=99)]), ["base"], ["start"], "right")
     assert one["seeds"][0] == 3 and one["value"][0] == pytest.approx((base - base[:1] + 0.1).mean()), "laid beside all"
+    shared = pd.concat([table, runs(start=base[:1] - 0.1)])  # its one seed is one of the others', too
+    assert compare(shared, ["base"], ["start"], "right")["seeds"][0] == 3
     assert found.loc["better", "seeds"] == 2 and found.loc["better", "p_holm"] < 0.01 < found.loc["same", "p_holm"]
+
+
+def test_intervals_of_shares_end_where_differences_of_shares_do():
+    table = runs(none=np.zeros((2, 30)), most=np.stack([np.ones(30), np.full(30, 0.4)]))
+    free, held = (compare(table, ["most"], ["none"], "right", support=s).iloc[0] for s in (None, (0, 1)))
+    assert free["high"] > 1 and free["low"] < -1 and (held["low"], held["high"]) == (-1, 1)
+    assert held["value"] == free["value"] and held["p"] == free["p"]
 
 
 def test_no_pair_is_tested_twice():

@@ -190,6 +190,7 @@ def test_gamma_is_positive_one_outside_the_mask_and_the_same_for_any_order_and_p
         (dict(name="coupled_rhythm", scores=dict(waad=row(1.0), fai=row(1.0)), bottom=True), "has no bottom"),
         (dict(name="flow", scores=row(1.0), quantile=1.5), "quantile=1.5"),
         (dict(name="flow", scores=row(1.0), amplify=0), "amplify=0"),
+        (dict(name="coupled_rhythm", scores=dict(waad=row(1.0), fai=row(1.0)), amplify=0.3), "must be above 0.333"),
         (dict(name="flow", scores=row(1.0), sign="up"), "unknown sign"),
         (dict(name="flow", scores=row(1.0), sign="positive"), "needs advantages"),
         (dict(name="flow", scores=row(1.0), look_back=0), "look_back=0"),

@@ -248,6 +248,8 @@ def test_problems_are_named(tmp_path):
         trainer(tmp_path, credit="flows")
     with pytest.raises(FaithlabError, match="unknown credit strategy 'rythm'"):
         trainer(tmp_path, credit="flow", credit_compare=["rythm"])
+    with pytest.raises(FaithlabError, match="leave credit_compare out"):
+        trainer(tmp_path, credit="uniform", credit_compare=["flow"])
     with pytest.raises(FaithlabError, match="has no bottom"):
         trainer(tmp_path, credit="coupled_rhythm", credit_bottom=True)
     with pytest.raises(FaithlabError, match="quantile=2"):

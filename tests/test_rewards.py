@@ -256,6 +256,8 @@ def test_fixed_and_scheduled_weights():
     assert fixed(**both) == pytest.approx([1.2, 0, 1, 0.4])
     product = Balanced(saliency(0.5, None, 0, 1), right(1, 1, 1, 0), mode="product")
     assert product(**both) == pytest.approx([0.5, 0, 0, 0])
+    undefined = Balanced(saliency(0.5, 1, 0, 1), right(None, 1, 0, None), weight=0.4)  # as TRL's rewards may be
+    assert undefined(**both) == pytest.approx([0.2, 1.4, 0, 0.4])
     plan = Balanced(saliency(1, 1, 1, 1), right(0, 0, 0, 0), mode="schedule", weight=2.0, begin=10, full=20)
     values = [plan(**both, trainer_state=SimpleNamespace(global_step=s))[0] for s in (0, 9, 10, 15, 20, 99)]
     assert values == pytest.approx([0, 0, 0, 1, 2, 2])

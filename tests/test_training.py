@@ -157,6 +157,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{number}").mkdir()
         if whole:
             (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')  # the disk was full
     assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert training.last_checkpoint(tmp_path / "none") is None
 

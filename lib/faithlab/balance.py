@@ -103,9 +103,8 @@ class Balanced:
                 if known:
                     log_metric(f"balance/{name}", sum(known) / len(known))
                 log_metric(f"balance/{name}_variance", spread[name])
-        if self.mode == "product":
-            return [r * (s or 0.0) for r, s in zip(right, salient, strict=True)]
-        return [r + weight * (s or 0.0) for r, s in zip(right, salient, strict=True)]
+        pairs = [(r or 0.0, s or 0.0) for r, s in zip(right, salient, strict=True)]  # None counts as 0, as in TRL's sum
+        return [r * s if self.mode == "product" else r + weight * s for r, s in pairs]
 
     def current(self, step: int, spread: dict[str, float] | None = None) -> float:
         """The weight at a step; `spread` are this step's variances within groups, which "auto" learns from."""

@@ -145,11 +145,13 @@ def compare(
     *,
     condition: str | None = None,
     unit: str = "problem",
+    support: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every arm against each of `against`, over the seeds and problems that both have: columns `arm, against`, those of
     `Difference`, and `p_holm`, corrected over the whole table. No pair comes twice, nor turned round. A base with one
-    run, of a seed that an arm has not, as the untrained policy, is laid beside every seed of that arm.
+    run, as the untrained policy, is laid beside every seed of an arm. Intervals end where differences do: those of a
+    quantity with `support` (0, 1), a share, at -1 and 1.
 
     Raises `FaithlabError` where two arms share no seed.
     """
@@ -163,12 +165,15 @@ def compare(
             first = matrix(table, arm, quantity, condition=condition, unit=unit)
             seeds, units = first.index.intersection(second.index), first.columns.intersection(second.columns)
             beside = second
-            if not len(seeds) and len(second) == 1:
+            if len(second) == 1:
                 seeds = first.index
                 beside = pd.DataFrame(np.repeat(second.to_numpy(), len(seeds), 0), seeds, second.columns)
             if not len(seeds):
                 raise FaithlabError(f"{arm} and {base} share no seed; run both with the same ones")
             found = difference(first.loc[seeds, units].to_numpy(), beside.loc[seeds, units].to_numpy(), seed=seed)
+            if support:
+                low, high = np.clip((found.low, found.high), support[0] - support[1], support[1] - support[0])
+                found = found._replace(low=float(low), high=float(high))
             rows.append(dict(arm=arm, against=base, **found._asdict()))
     out = pd.DataFrame(rows, columns=["arm", "against", *Difference._fields])
     return out.assign(p_holm=holm(out["p"]))

@@ -90,6 +90,11 @@ def weights(
     check_number("quantile", quantile, 0, 1)
     check_number("amplify", amplify, 0, above=True)
     check_number("alpha", alpha, 0, 1)
+    if name == "coupled_rhythm" and amplify <= alpha / (1 + alpha):
+        raise FaithlabError(
+            f"amplify={amplify:g} would turn the sign of tokens that coupled_rhythm counts twice; with alpha={alpha:g} "
+            f"it must be above {alpha / (1 + alpha):.3g}"
+        )
     check_number("look_back", look_back, 1, whole=True)
     if sign not in SIGNS:
         raise unknown("sign of credit", sign, SIGNS)

@@ -114,6 +114,8 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             self.credit_settings["credit"] = credit
         passed = ("quantile", "amplify", "bottom", "sign", "normalise", "look_back", "alpha")
         self._options = {name: self.credit_settings[f"credit_{name}"] for name in passed}
+        if self.credit == "uniform" and self.credit_settings["credit_compare"]:
+            raise FaithlabError("credit='uniform' computes no scores to compare with: leave credit_compare out")
         one = torch.ones(1, 1)
         for name in (self.credit, *self.credit_settings["credit_compare"]):  # a mistake shows now, not after a rollout
             found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
@@ -216,7 +218,8 @@ class NotFinite(FaithlabError):
 
 class _SoundGradients(TrainerCallback):
     """Stops before the optimiser's step if a gradient is not finite, in all processes together, while the weights are
-    still sound. Where FSDP shares gradients out, each process sees its own part."""
+    still sound. Where FSDP shares gradients out, each process sees its own part. DeepSpeed takes its step before this
+    is asked, so it stops nothing there."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = (p.grad for p in model.parameters() if p.grad is not None)

@@ -48,6 +48,8 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero and (path := self.folder / "rollouts.jsonl").is_file():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))  # what came after the checkpoint comes again
+        if state.global_step:
+            self.on_save(args, state, control)  # the run may have been killed between a checkpoint and this
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "reward" not in (logs or {}):
@@ -69,9 +71,9 @@ class RunLog(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Keep the model if the mean reward since the last checkpoint is the highest so far."""
         values = [row["reward"] for row in state.log_history if "reward" in row]
-        every = int(args.save_steps)
-        means = [sum(values[i : i + every]) / len(values[i : i + every]) for i in range(0, len(values), every)]
-        if means and means[-1] == max(means):
+        every = min(int(args.save_steps), int(args.max_steps))
+        means = [sum(values[i : i + every]) / every for i in range(0, len(values) - every + 1, every)]  # whole ones
+        if means and len(values) % every == 0 and means[-1] == max(means):
             save_whole(self.trainer, self.folder / "best")
 
     def _keep_rollouts(self, step: int, count: int) -> None:

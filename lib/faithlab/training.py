@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -104,7 +105,8 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         credit=arm.credit.get("name", "uniform"),
         **given,
     )
-    rows = tasks.load(arm.task, split="train", n=arm.prompts * max(1, arm.steps), seed=seed, **arm.problems)
+    batches = max(1, math.ceil(arm.steps / arm.iterations))  # one epoch: a resumed run must not begin a second one
+    rows = tasks.load(arm.task, split="train", n=arm.prompts * batches, seed=seed, **arm.problems)
     options = {}
     if arm.lora:
         try:
@@ -224,10 +226,17 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written whole, or None. Its state file is written last, so a killed run's half
-    checkpoint lacks it."""
-    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    """The last checkpoint that was written whole, or None. Its state file is written last, so where a run was killed or
+    the disk was full half the way, that lacks or is cut short."""
+    whole = [p for p in folder.glob("checkpoint-*") if _readable(p / "trainer_state.json")]
     return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_another(folder: Path, arm: Arm, seed: int) -> None:
