@@ -155,7 +155,8 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
     for quantity in evaluation.quantities_of(whole):
         have = [name for name in tables if whole.loc[whole["arm"] == name, quantity].notna().any()]
         if first in have:
-            found = comparison.compare(whole, [o for o in others if o in have], [first], quantity, seed=seed)
+            beside, support = [o for o in others if o in have], evaluation.support_of(quantity)
+            found = comparison.compare(whole, beside, [first], quantity, support=support, seed=seed)
             parts.append(found.assign(quantity=quantity))
     columns = ["quantity", "arm", "against", *comparison.Difference._fields]
     out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

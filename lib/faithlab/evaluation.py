@@ -263,6 +263,11 @@ def with_pass(table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+def support_of(quantity: str) -> tuple[float, float] | None:
+    """Between which values a quantity lies, or None: (0, 1) for a share, (-1, 1) for a difference of two."""
+    return (0, 1) if quantity.startswith("pass") else SUPPORT.get(quantity)
+
+
 def quantities_of(table: pd.DataFrame) -> list[str]:
     """The quantities that a table of `measure` or `with_pass` holds, in the order in which they are shown."""
     passes = [c for c in table.columns if c.startswith("pass@")]
@@ -281,6 +286,6 @@ def intervals_of(table: pd.DataFrame, quantities: Sequence[str], seed: int = 0) 
     rows = []
     for quantity in quantities:
         if quantity in table and table[quantity].notna().any():
-            support = (0, 1) if quantity.startswith("pass") else SUPPORT.get(quantity)
-            rows.append(dict(quantity=quantity, **mean_interval(table[quantity], seed=seed, support=support)._asdict()))
+            found = mean_interval(table[quantity], seed=seed, support=support_of(quantity))
+            rows.append(dict(quantity=quantity, **found._asdict()))
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])
