@@ -1,5 +1,7 @@
 """The contest: scores that know and scores that do not, judged by truths that are known."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -7,6 +9,7 @@ from oracle import oracle, story
 from tiny import tiny_reasoner
 
 from faithlab import contest, plots, tasks
+from faithlab.errors import FaithlabError
 from faithlab.faithfulness import token_effects
 from faithlab.planted import planted
 
@@ -76,9 +79,14 @@ def test_costs_are_told_beside_a_plain_pass():
 
 def test_telling_faithful_from_decorative():
     high, low = [torch.tensor([0.0, 5.0])] * 3, [torch.tensor([0.0, 1.0]), torch.tensor([torch.nan, 2.0])]
-    assert contest.tells_apart(high, low) == {"largest": 1.0, "mean": 1.0}
-    assert contest.tells_apart(low, high)["largest"] == 0
-    assert contest.tells_apart(high, high)["mean"] == 0.5
+    assert contest.tells_apart(high, low).value == contest.tells_apart(high, low, "mean").value == 1
+    assert contest.tells_apart(low, high).value == 0 and contest.tells_apart(high, high, "mean").value == 0.5
+    mixed = [torch.tensor([v]) for v in (1.0, 2.0, 4.0, 6.0)]
+    found = contest.tells_apart(mixed, [s - 0.5 for s in mixed], draws=200)
+    assert found.low < found.value < found.high and found.n == 8
+    assert math.isnan(contest.tells_apart(high, [torch.tensor([torch.nan])], draws=10).value)
+    with pytest.raises(FaithlabError, match="did you mean 'largest'"):
+        contest.tells_apart(high, low, "larges")
 
 
 def test_the_figure_has_a_row_a_score_and_a_column_a_truth(planted_traces):

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from faithlab import token_scores
-from faithlab.intervals import mean_interval
+from faithlab.errors import check_known
+from faithlab.intervals import Interval, mean_interval
 from faithlab.likelihood import answer_logp
 from faithlab.planted import planted
 from faithlab.ranking import auroc, average_precision, spearman, top_one
 from faithlab.traces import Trace
 
+SUMMARIES = dict(largest=torch.max, mean=torch.mean)
 COLUMNS = ["score", "group", "measure", "n", "value", "low", "high"]
 
 
@@ -103,15 +105,21 @@ def standings(judged: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def tells_apart(faithful: Sequence[Tensor], decorative: Sequence[Tensor]) -> dict[str, float]:
+def tells_apart(
+    faithful: Sequence[Tensor], decorative: Sequence[Tensor], by: str = "largest", *, draws: int = 0, seed: int = 0
+) -> Interval:
     """Whether a score, summed up over a trace, tells traces that need their reasoning from such that do not: AUROC of
-    the trace's largest value and of its mean. Traces without a defined value are left out."""
-    out = {}
-    for name, reduce in (("largest", torch.max), ("mean", torch.mean)):
-        groups = []
-        for group in (faithful, decorative):
-            defined = [s[~torch.isnan(s)] for s in group]
-            groups.append([float(reduce(s)) for s in defined if len(s)])
-        labels = [1] * len(groups[0]) + [0] * len(groups[1])
-        out[name] = auroc(np.concatenate(groups), labels) if labels else math.nan
-    return out
+    the trace's "largest" value, or of its "mean", with a 95 % interval of `draws` bootstrap samples of both groups (NaN
+    without). Traces without a defined value are left out; NaN where a group has none."""
+    check_known("summary of a trace:", [by], SUMMARIES)
+    groups = []
+    for group in (faithful, decorative):
+        defined = [s[~torch.isnan(s)] for s in group]
+        groups.append(np.array([float(SUMMARIES[by](s)) for s in defined if len(s)]))
+    n = sum(map(len, groups))
+    if not all(map(len, groups)):
+        return Interval(math.nan, math.nan, math.nan, n)
+    labels, rng = [1] * len(groups[0]) + [0] * len(groups[1]), np.random.default_rng(seed)
+    drawn = [auroc(np.concatenate([rng.choice(g, len(g)) for g in groups]), labels) for _ in range(draws)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if draws else (math.nan, math.nan)
+    return Interval(auroc(np.concatenate(groups), labels), float(low), float(high), n)
