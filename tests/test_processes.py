@@ -1,17 +1,14 @@
 """Several processes that train together: they learn what one learns, also where FSDP shares the weights out."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from small_run import ARM, environment, kill_at_checkpoint, weights
 from tiny import tiny_reasoner
 from torch import distributed
 
@@ -21,24 +18,7 @@ from faithlab.models import load_reasoner
 
 FSDP = Path(training.__file__).parent / "configs" / "accelerate" / "fsdp.yaml"
 LAUNCH = dict(ddp=["--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no"], fsdp=["--config_file", str(FSDP)])
-YAML = """
-problems: {hops: [1, 2], hint: {none: 0.5, weak: 0.5}}
-steps: 3
-prompts: 4
-rollouts: 4
-max_completion_length: 96
-save_every: 2
-test_problems: 4
-saliency: {method: network}
-balance: {mode: auto}
-credit: {name: flow}
-"""
-
-
-def environment(**more):
-    paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    here = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return here | more
+YAML = ARM.replace("steps: 6", "steps: 3")
 
 
 def together(kind: str, arm: Path, folder: Path, port: int) -> list[str]:
@@ -93,7 +73,7 @@ def test_weights_that_are_shared_out_learn_the_same(runs):
     folder, printed = runs
     assert printed["fsdp"].count("2 processes, 8 rollouts each, DTensor") == 2
     pd.testing.assert_frame_equal(log(folder / "fsdp"), log(folder / "ddp"), rtol=1e-3)
-    a, b = (load_file(folder / name / "last" / "model.safetensors") for name in ("fsdp", "ddp"))
+    a, b = weights(folder / "fsdp"), weights(folder / "ddp")
     assert a.keys() ^ b.keys() <= {"lm_head.weight"}  # which is the embeddings' once more
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a.keys() & b.keys())
     held = [pd.read_csv(folder / name / "held_out.csv") for name in ("fsdp", "ddp")]
@@ -106,16 +86,10 @@ def test_weights_that_are_shared_out_learn_the_same(runs):
 def test_two_killed_processes_go_on_where_they_were(runs, tmp_path, kind):
     folder, _ = runs
     command, here = together(kind, folder / "arm.yaml", tmp_path, 29610), environment(ACCELERATE_USE_CPU="true")
-    quiet = dict(env=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
-    while training.last_checkpoint(tmp_path) is None:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, check=True, timeout=300, **quiet)
+    kill_at_checkpoint(command, tmp_path, here)
+    subprocess.run(command, check=True, env=here, capture_output=True, timeout=300)
     pd.testing.assert_frame_equal(log(tmp_path), log(folder / kind))
-    a, b = (load_file(f / "last" / "model.safetensors") for f in (tmp_path, folder / kind))
+    a, b = weights(tmp_path), weights(folder / kind)
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 

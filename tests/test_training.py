@@ -3,17 +3,15 @@
 import dataclasses
 import errno
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
+from small_run import ARM, environment, kill_at_checkpoint, weights
 
 from faithlab import held_out, sweep, training
 from faithlab.arms import Arm
@@ -29,19 +27,6 @@ SMALL = Arm(
     max_completion_length=96, save_every=2, keep_rollouts_every=2, test_problems=4,
     saliency={"method": "network"}, balance={"mode": "auto"}, credit={"name": "flow"},
 )  # fmt: skip
-YAML = """
-problems: {hops: [1, 2], hint: {none: 0.5, weak: 0.5}}
-steps: 6
-prompts: 4
-rollouts: 4
-max_completion_length: 96
-save_every: 2
-keep_rollouts_every: 2
-test_problems: 4
-saliency: {method: network}
-balance: {mode: auto}
-credit: {name: flow}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -223,28 +208,19 @@ def test_a_sweep_runs_what_is_not_finished(tmp_path, capsys):
     assert set(log["seed"]) == set(held["seed"]) == {0, 1} and "reward" in log.columns
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 @pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(tmp_path):
     """kill -9 in the middle, the same command again, and a run that was never killed: the same weights."""
     arm = tmp_path / "arm.yaml"
-    arm.write_text(YAML)
+    arm.write_text(ARM)
 
     def command(folder):
         return [sys.executable, "-m", "faithlab.cli", "train", "--config", str(arm), "--quiet", "--output", str(folder)]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(whole), check=True, env=environment(), capture_output=True)
-    process = subprocess.Popen(command(broken), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while training.last_checkpoint(broken) is None:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at_checkpoint(command(broken), broken, environment())
     assert not (broken / "held_out.csv").exists()
     subprocess.run(command(broken), check=True, env=environment(), capture_output=True)
-    a, b = (load_file(f / "last" / "model.safetensors") for f in (whole, broken))
+    a, b = weights(whole), weights(broken)
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -137,6 +137,12 @@ def matrix(
     return part.pivot(index="seed", columns=unit, values=quantity)
 
 
+def _within(found: Difference, ends: tuple[float, float] | None) -> Difference:
+    """The same with an interval that goes no further than `ends`."""
+    low, high = np.clip((found.low, found.high), *ends) if ends else (found.low, found.high)
+    return found._replace(low=float(low), high=float(high))
+
+
 def compare(
     table: pd.DataFrame,
     arms: Sequence[str],
@@ -171,9 +177,7 @@ def compare(
             if not len(seeds):
                 raise FaithlabError(f"{arm} and {base} share no seed; run both with the same ones")
             found = difference(first.loc[seeds, units].to_numpy(), beside.loc[seeds, units].to_numpy(), seed=seed)
-            if support:
-                low, high = np.clip((found.low, found.high), support[0] - support[1], support[1] - support[0])
-                found = found._replace(low=float(low), high=float(high))
+            found = _within(found, support and (support[0] - support[1], support[1] - support[0]))
             rows.append(dict(arm=arm, against=base, **found._asdict()))
     out = pd.DataFrame(rows, columns=["arm", "against", *Difference._fields])
     return out.assign(p_holm=holm(out["p"]))
@@ -194,9 +198,8 @@ def levels(
     common = [c for c in (measured[0] if measured else []) if all(c in columns for columns in measured)]
     for arm, values in found_of.items():
         values = values.reindex(columns=common).to_numpy()
-        found = difference(values, np.zeros_like(values))
-        low, high = np.clip((found.low, found.high), *support) if support else (found.low, found.high)
-        rows.append(dict(arm=arm, value=found.value, low=float(low), high=float(high), seeds=found.seeds,
+        found = _within(difference(values, np.zeros_like(values)), support)
+        rows.append(dict(arm=arm, value=found.value, low=found.low, high=found.high, seeds=found.seeds,
                          n=int((~np.isnan(values)).sum())))  # fmt: skip
     return pd.DataFrame(rows, columns=["arm", "value", "low", "high", "seeds", "n"])
 

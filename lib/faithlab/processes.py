@@ -3,6 +3,7 @@ one process nothing happens."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,9 +16,19 @@ from faithlab.errors import FaithlabError
 Value = TypeVar("Value")
 
 
+def together() -> bool:
+    """Whether processes have begun to train together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def count() -> int:
     """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return distributed.get_world_size() if together() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first that accelerate has started; known before they meet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def average(tensors: Iterable[Tensor]) -> None:
@@ -63,7 +74,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
     Raises `FaithlabError` for a model that FSDP version 1 or DeepSpeed's ZeRO stage 3 shares out.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not together():
         yield
         return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # late: only these runs need them

@@ -142,7 +142,7 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
     _refuse_another(folder, arm, seed)
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
-    if os.environ.get("RANK", "0") != "0":  # accelerate's other processes: the first holds the folder for them
+    if not processes.is_first():  # the first holds the folder for the others
         return _train(arm, seed, folder, quiet)
     try:
         with FileLock(folder / "run.lock", blocking=False):  # let go by the system, however the process ends
@@ -213,10 +213,10 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
         costs.Shape.of(model.config), lengths, arm.prompts * arm.rollouts, at_once=args.per_device_train_batch_size,
         rate=costs.measured_rate(model.device, torch.bfloat16 if args.bf16 else torch.float32), lora=arm.lora, size=4,
     )  # fmt: skip
-    weights = found.weights
+    weights, loaded = found.weights, sum(p.nbytes for p in model.parameters())
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # a share, and all weights while rollouts are scored
-        weights = weights / args.world_size + sum(p.nbytes for p in model.parameters())
-    free = available_bytes(model.device) + sum(p.nbytes for p in model.parameters())  # which are loaded already
+        weights = weights / args.world_size + loaded
+    free = available_bytes(model.device) + loaded
     if weights + found.activations > free:
         raise FaithlabError(
             f"{arm.name} does not fit: {found}, and {free / 2**30:.1f} GB are free. Set accumulation higher, lora, "
@@ -274,7 +274,7 @@ def command(args: argparse.Namespace) -> int:
     folder = args.output or Path("runs/train") / f"{arm.name}-{args.seed}"
     started = time.perf_counter()
     found = train(arm, args.seed, folder, quiet=args.quiet)
-    if os.environ.get("RANK", "0") != "0":
+    if not processes.is_first():
         return 0
     print(found.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     print(
