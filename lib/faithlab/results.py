@@ -190,8 +190,13 @@ def keep_results(table: pd.DataFrame, path: Path) -> None:
     write_atomically(path, ordered.to_csv(index=False))
 
 
-def save_figure(figure: Any, output_dir: str | Path, name: str) -> Path:
-    """Save a matplotlib figure (or the figure of an `Axes`) as `output_dir/figures/name.png`; the folder is made.
+def save_figure(figure: Any, output_dir: str | Path, name: str, alt: str = "") -> Path:
+    """Save a matplotlib figure (or the figure of an `Axes`) as `output_dir/figures/name.png`; the folder is made. In a
+    notebook it is shown too, at once and with its text alternative.
+
+    Args:
+        alt: what the figure shows, in a sentence, for readers who hear the page. It is kept where nbconvert looks for
+            it: in the output's metadata, under `image/png`.
 
     Raises:
         FaithlabError: the folder cannot be made or written.
@@ -203,4 +208,17 @@ def save_figure(figure: Any, output_dir: str | Path, name: str) -> Path:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise FaithlabError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    _show(figure, alt)
     return path
+
+
+def _show(figure: Any, alt: str) -> None:
+    """Show a figure where a notebook runs; closed, so that the notebook does not show it again, without its text."""
+    from IPython import get_ipython  # late: a program without a notebook needs neither
+    from IPython.display import display
+
+    if hasattr(get_ipython(), "kernel"):
+        import matplotlib.pyplot as plt
+
+        display(figure, metadata={"image/png": {"alt": alt}} if alt else None)
+        plt.close(figure)

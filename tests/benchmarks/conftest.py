@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+DRY = bool(os.environ.get("BENCH_DRY"))
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")  # before anything was measured
 sys.path.insert(0, str(HERE.parent))  # for the tiny models and oracles of the tests
 
 import harness  # noqa: E402
@@ -31,16 +33,15 @@ def pytest_collect_file(file_path, parent):
 
 @pytest.fixture(scope="session")
 def rows():
-    """The rows of this run; table and file follow at its end."""
-    measured, load = [], os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    """The rows of this run; the table follows at its end."""
+    measured = []
     yield measured
     if measured:
         print(f"\n\n{harness.table(measured)}\n")
-        print(f"machine: {harness.machine()}; load before: {load:.1f}")
-        if load > 0.5:
+        print(f"machine: {harness.machine()}; load before: {LOAD:.1f}")
+        if LOAD > 0.5:
             print("other programs were running, so the rates are too low; the ratios suffer less")
-        if not os.environ.get("BENCH_DRY"):
-            harness.write(measured, load)
+        if not DRY:
             print(f"written to {harness.RESULTS.relative_to(HERE.parents[1])}")
 
 
@@ -50,7 +51,15 @@ def bench_row(rows, request):
     node = request.node
     test = f"{Path(node.path).relative_to(HERE.parents[1])}::{node.name}"
     command = f"python -m pytest {shlex.quote(test)} -m '' -s"  # by -k, names with commas cannot be asked for
-    return lambda row: rows.append(dataclasses.replace(row, command=command))
+
+    def keep(row: harness.Row) -> None:  # at once, so that a run cut short loses nothing that it has measured
+        row = dataclasses.replace(row, command=command)
+        rows.append(row)
+        print(f"\n{row.name}: {row.ratio:.3g}x, {row.verdict}", flush=True)
+        if not DRY:
+            harness.write([row], LOAD)
+
+    return keep
 
 
 @pytest.fixture

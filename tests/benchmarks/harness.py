@@ -94,16 +94,17 @@ def table(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
-    """Put the rows into the file of results. Rows of other names stay if they were measured on the same machine with as
-    many threads; the file of another one is kept beside it."""
-    here, kept = machine(), []
+    """Put the rows into the file of results, each in the place of the older one of its name. The other rows stay if
+    they were measured on the same machine with as many threads; the file of another one is kept beside it."""
+    here, kept = machine(), {}
     if path.is_file():
         before = json.loads(path.read_text())
         if before["machine"] != here:
             path.replace(path.with_suffix(".before.json"))
         else:
-            kept = [r for r in before["rows"] if r["name"] not in {row.name for row in rows}]
-    fresh = [asdict(r) | dict(verdict=r.verdict, load_before=round(load, 2)) for r in rows]
-    fresh = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in fresh]
+            kept = {row["name"]: row for row in before["rows"]}
+    for row in rows:
+        values = asdict(row) | dict(verdict=row.verdict, load_before=round(load, 2))
+        kept[row.name] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(dict(machine=here, rows=[*kept, *fresh]), indent=1) + "\n")
+    write_atomically(path, json.dumps(dict(machine=here, rows=[*kept.values()]), indent=1) + "\n")
