@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from oracle import oracle, story
 from tiny import tiny_reasoner
 
-from faithlab import contest, plots, tasks
+from faithlab import contest, plots, tasks, token_scores
 from faithlab.errors import FaithlabError
 from faithlab.faithfulness import token_effects
 from faithlab.planted import planted
@@ -89,12 +90,39 @@ def test_telling_faithful_from_decorative():
         contest.tells_apart(high, low, "larges")
 
 
-def test_the_figure_has_a_row_a_score_and_a_column_a_truth(planted_traces):
+def test_the_figure_has_a_row_a_score_in_its_group_and_a_column_a_truth(planted_traces):
     truth = [planted(t) for t in planted_traces]
-    judged = contest.judge({"cut_answer": [p.decisive.float() for p in truth]}, planted_traces)
-    fig = plots.standings(contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}, ["cut_answer"])
+    right, wrong = ([sign * p.decisive.float() for p in truth] for sign in (1, -1))
+    judged = contest.judge({"position": wrong, "cut_answer": right, "cut_all": wrong}, planted_traces)
+    order = ["cut_all", "position", "cut_answer"]  # from the lowest up; groups stay together all the same
+    fig = plots.standings(contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}, order)
     assert [a.get_title() for a in fig.axes] == ["path", "top"]
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["cut_answer"]
+    rows = ["causal", "hidden from the answer", "hidden from all that follows", "control", "position"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == rows
+    dots = [line.get_xydata()[0].tolist() for line in fig.axes[1].lines if line.get_marker() == "o"]
+    assert dots == [[1, 1], [0, 2], [0, 4]], "each score's value in the row of its name"
+
+
+def test_every_score_has_a_name_in_words():
+    plain = {"entropy", "position", "random"}  # words already
+    assert set(plots.SCORE_NAMES) == set(token_scores.names()) - plain
+    assert len(set(plots.SCORE_NAMES.values())) == len(plots.SCORE_NAMES)
+
+
+def test_hiding_curves_have_six_colours_at_most_and_grey_for_the_others():
+    names = token_scores.names()[:9]
+    shares = (0.0, 0.5, 1.0)
+    curves = {n: {kind: np.full((2, 3), k) for kind in ("deletion", "insertion")} for k, n in enumerate(names)}
+    fig = plots.hiding_curves(curves, shares, names[:8])
+    for ax in fig.axes:
+        drawn = [line for line in ax.lines if len(line.get_xdata()) == len(shares)]
+        assert sorted(line.get_ydata()[0] for line in drawn) == list(range(9))
+        bright = [line for line in drawn if line.get_color() != "0.78"]
+        looks = {(str(line.get_color()), line.get_linestyle(), line.get_marker()) for line in bright}
+        assert sorted(line.get_ydata()[0] for line in bright) == list(range(6)) and len(looks) == 6
+    legend = [text.get_text() for text in fig.axes[1].get_legend().get_texts()]
+    assert legend[0] == plots.SCORE_NAMES[names[0]] and len(legend) == 7
+    assert all(plots.SCORE_NAMES[name] in legend[-1] for name in names[6:])
 
 
 def test_the_early_answering_curve_s_band_has_a_width_where_all_agree():

@@ -4,10 +4,12 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,11 +111,12 @@ def test_what_has_no_answer_or_is_no_story_is_nan(monkeypatch):
     write = type(reasoner).generate
     monkeypatch.setattr(type(reasoner), "generate", lambda *a, **k: [unanswered(t) for t in write(*a, **k)])
     table = measure(reasoner, "stories", rows, groups=tuple(g for g in evaluation.GROUPS if g != "hint"), samples=1)
-    for name in ("nats", "sufficiency", "mask", "relayed", "early", "mistake", "filler", "resampled"):
+    for name in ("nats", "sufficiency", "mask", "relayed", "early", "mistake", "filler", "paraphrase", "resampled"):
         assert table[name].isna().all(), name
     assert table["right"].tolist() == [0, 0]
     other = measure(reasoner, "chain_sum", [dict(question="3 + 4 = ?", answer="7")], groups=("reading", "text"))
-    assert "follows" not in other and "fillers" not in other and "length" in other
+    assert other["length"].notna().all()
+    assert other[["follows", "reasoned", "agrees", "fillers"]].isna().all().all(), "no story to read them from"
 
 
 def test_greedy_results_do_not_depend_on_company():
@@ -189,12 +192,98 @@ def test_parts_draw_random_numbers_of_their_own(tmp_path, monkeypatch, parts_of_
 
     def measured(reasoner, task, rows, *, seed, **options):
         seen.append(seed)
-        return pd.DataFrame(dict(problem=range(len(rows)), accuracy=1.0))
+        return pd.DataFrame(dict(problem=range(len(rows)), right=1.0))
 
     monkeypatch.setattr(evaluate.evaluation, "measure", measured)
-    evaluate._one("abacus", tmp_path / "a.csv", [{}] * 6, dict(task="stories", groups=(), samples=1, temperature=1,
-                                                               seed=3), False)  # fmt: skip
-    assert seen[0] == 3 and len(set(seen)) == 3
+    evaluate.evaluate(["abacus"], tmp_path, n=6, seed=3)
+    assert seen[0] == 3 and len(seen) == len(set(seen)) == 3
+
+
+@pytest.fixture
+def measured_rows(monkeypatch, parts_of_two):
+    """Which problems were measured for whom, in the order of the calls; parts are of two problems."""
+    calls = []
+
+    def spy(reasoner, task, rows, **options):
+        calls.append((Path(reasoner.name).name, [r["question"] for r in rows]))
+        return measure(reasoner, task, rows, **options)
+
+    monkeypatch.setattr(evaluation, "measure", spy)
+    return calls
+
+
+def parts(calls):
+    return [(name, len(rows)) for name, rows in calls]
+
+
+def test_every_name_is_resolved_before_anything_is_measured(copy, tmp_path, measured_rows):
+    broken = tmp_path / "broken"
+    shutil.copytree(copy, broken)
+    (broken / "config.json").write_text("{")
+    for bad, message in (
+        ("abacuss", "unknown reasoner 'abacuss'; did you mean 'abacus'"), ("./nowhere", "no such folder"),
+        ("nobody-here/no-such-model", "cannot load nobody-here/no-such-model"), (str(tmp_path), "holds no config.json"),
+        (str(broken), "cannot load"),
+    ):  # fmt: skip
+        with pytest.raises(FaithlabError, match=message):
+            evaluate.evaluate(["abacus", bad], tmp_path / "out", **SMALL)
+    assert not measured_rows and not (tmp_path / "out").exists()
+
+
+def test_a_corrected_or_added_reasoner_keeps_what_is_finished(copy, tmp_path, measured_rows):
+    """Weights that turn out to be damaged are seen when they are loaded, after others were measured."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(copy, damaged)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(FaithlabError, match="cannot load"):
+        evaluate.evaluate(["abacus", str(damaged)], tmp_path / "out", **SMALL)
+    abacus = [("abacus", 2), ("abacus", 2), ("abacus", 1)]
+    assert parts(measured_rows) == abacus
+    before = (tmp_path / "out" / "abacus.problems.csv").read_bytes()
+    found = evaluate.evaluate(["abacus", copy], tmp_path / "out", **SMALL)
+    assert parts(measured_rows) == [*abacus, ("copy", 2), ("copy", 2), ("copy", 1)]
+    assert (tmp_path / "out" / "abacus.problems.csv").read_bytes() == before
+    pd.testing.assert_frame_equal(found["abacus"], found["copy"])
+    again = evaluate.evaluate([copy, "abacus"], tmp_path / "out", **SMALL)  # in another order
+    assert list(again) == ["copy", "abacus"] and len(measured_rows) == 6
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(record["reasoners"]) == ["abacus", "copy"] and record["reasoners"]["abacus"]["weights"] is None
+
+
+def test_more_problems_go_on_behind_those_that_are_finished(copy, tmp_path, measured_rows):
+    few, more = {**SMALL, "n": 3}, {**SMALL, "n": 5}
+    whole = evaluate.evaluate(["abacus"], tmp_path / "whole", **more)["abacus"]
+    del measured_rows[:]
+    evaluate.evaluate(["abacus", copy], tmp_path / "grown", **few)
+    grown = evaluate.evaluate(["abacus"], tmp_path / "grown", **more)["abacus"]
+    first = [("abacus", 2), ("abacus", 1), ("copy", 2), ("copy", 1)]
+    assert parts(measured_rows) == [*first, ("abacus", 2), ("abacus", 1)], "the part that was not full is done again"
+    pd.testing.assert_frame_equal(grown, whole)
+    beside = evaluate.evaluate(["abacus", copy], tmp_path / "grown", **more)["copy"]
+    pd.testing.assert_frame_equal(beside, whole)
+    with pytest.raises(FaithlabError, match="is for 5 problems; give --n 5 or more"):
+        evaluate.evaluate(["abacus"], tmp_path / "grown", **few)
+
+
+def test_more_problems_are_refused_where_the_first_would_be_others(tmp_path, monkeypatch):
+    data = tmp_path / "test.jsonl"
+    lines = [json.dumps(dict(question=f"Tom has {i} pears. How many?", answer=f"#### {i}")) for i in range(9)]
+    data.write_text("\n".join(lines))
+    monkeypatch.setattr(evaluation, "measure", lambda r, t, rows, **o: pd.DataFrame(dict(problem=range(len(rows)))))
+    options = dict(task="gsm8k", options=dict(path=str(data)), groups=("accuracy",))
+    evaluate.evaluate(["abacus"], tmp_path / "out", n=3, **options)
+    with pytest.raises(FaithlabError, match=r"not the first of these 4.*gsm8k chooses others for each n; give --n 3"):
+        evaluate.evaluate(["abacus"], tmp_path / "out", n=4, **options)
+    data.write_text("\n".join(lines[::-1]))
+    with pytest.raises(FaithlabError, match="other problems of gsm8k: its data have changed since"):
+        evaluate.evaluate(["abacus"], tmp_path / "out", n=3, **options)
+
+
+@pytest.mark.parametrize("task", ["stories", "countdown", "chain_sum", "gsm_symbolic"])
+def test_fewer_problems_are_the_first_of_more(task):
+    """What `--help` says of raising n."""
+    few, many = (list(tasks.load(task, split="test", n=n, seed=1)) for n in (4, 9))
+    assert many[:4] == few
 
 
 def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
@@ -213,8 +302,15 @@ def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
 
 def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
-    with pytest.raises(FaithlabError, match="another evaluation"):
-        evaluate.evaluate(["abacus"], tmp_path / "one", **{**SMALL, "n": 6})
+    for other, named in ((dict(seed=1), "seed"), (dict(groups=("text",), samples=3), "groups, samples")):
+        with pytest.raises(FaithlabError, match=f"another evaluation .other {named}.; give another --output"):
+            evaluate.evaluate(["abacus"], tmp_path / "one", **{**SMALL, **other})
+    stray = tmp_path / "stray" / "abacus.problems.csv"
+    stray.parent.mkdir()
+    stray.write_text("mine")
+    with pytest.raises(FaithlabError, match="does not say what of"):
+        evaluate.evaluate(["abacus"], tmp_path / "stray", **SMALL)
+    assert stray.read_text() == "mine"
     (tmp_path / "one" / "evaluation.json").write_text("{")
     with pytest.raises(FaithlabError, match="damaged"):
         evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
@@ -222,6 +318,7 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
         (["abacus", "--groups", "accurracy"], "did you mean 'accuracy'"), (["abacus", "x/abacus"], "both be called"),
         (["abacus", "-o", "hops", "[1"], "cannot be read"), (["abacus", "--n", "0"], "n=0"),
         (["abacus", "-o", "hopz", "1"], "hopz"), (["nonesuch"], "nonesuch"),
+        (["abacus", "--groups", ""], "unknown group"), (["abacus", "--temperature", "-1"], "temperature=-1"),
     ):  # fmt: skip
         assert main(["evaluate", *call, "--quiet", "--output", str(tmp_path / "two")]) == 2
         assert message in capsys.readouterr().err
@@ -243,8 +340,10 @@ def test_a_checkpoint_that_changed_is_another(copy, tmp_path):
 
 def test_what_a_reasoner_has_nothing_of_is_left_empty(copy, tmp_path, capsys):
     call = ["evaluate", "abacus", copy, "--task", "countdown", "--n", "1", "--samples", "1", "--quiet"]
-    assert main([*call, "--groups", "reading", "--output", str(tmp_path / "out")]) == 0
+    assert main([*call, "--groups", "paraphrase", "--output", str(tmp_path / "out")]) == 0
     assert pd.read_csv(tmp_path / "out" / "comparison.csv").empty
+    said = capsys.readouterr().out
+    assert "nothing could be measured" in said and "paraphrase is empty for abacus, copy: it needs" in said
 
 
 def test_labels_are_names_of_files():
@@ -301,4 +400,4 @@ def test_one_unreadable_trace_leaves_nan_and_aborts_nothing():
     (trace,) = work.sampled
     pieces = ["Grmbl" if i == trace.reasoning.start else p for i, p in enumerate(trace.pieces)]
     work.__dict__["sampled"] = [dataclasses.replace(trace, pieces=tuple(pieces))]
-    assert np.isnan(evaluation.GROUPS["filler"](work)["filler"]).all()
+    assert np.isnan(evaluation.GROUPS["filler"].measure(work)["filler"]).all()

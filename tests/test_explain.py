@@ -16,9 +16,10 @@ from faithlab import tasks, verdict
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.explain import figure, save
-from faithlab.explanation import KINDS, _absent, explain, plain, strongest
+from faithlab.explanation import _absent, explain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.page import page
+from faithlab.shown_scores import KINDS, plain
 from faithlab.token_scores import score
 from faithlab.units import units_of
 
@@ -138,7 +139,7 @@ def test_rollouts_say_how_far_it_holds(abacus, trace, explained):
 
 
 def test_long_reasonings_leave_single_causal_effects_out_and_say_so(abacus, trace, monkeypatch):
-    monkeypatch.setattr("faithlab.explanation.OPERATIONS", 1.0)
+    monkeypatch.setattr("faithlab.shown_scores.OPERATIONS", 1.0)
     found = explain(abacus, trace, samples=0, kinds=["effect"])
     assert set(found.scores["effect"]) == {None} and None not in found.sentence_scores["effect"]
     assert "--thorough" in found.notes[0]
@@ -276,7 +277,7 @@ def test_page_counts_places_within_the_reasoning_and_names_every_verdict(explain
     reader.feed(page([replace(explained, edges=[(0, first, 0.5), (first + 2, end, 0.4)])]))
     assert "(prompt token 1)" in reader.text and "(reasoning, 1)" in reader.text
     assert "(reasoning, 3)" in reader.text and "(answer)" in reader.text
-    assert reader.text.count("place in the reasoning") == len(explained.scores) + 1
+    assert reader.text.count("place in the reasoning") == len(explained.scores)
     for words in (
         "Needed: ",
         "undecided: 0.5 to less than 2",
@@ -341,7 +342,8 @@ def test_figure_shows_every_strip(explained):
     fig.canvas.draw()
     assert fig._suptitle.get_window_extent().x1 < fig.bbox.x1  # long sentences are broken, not cut off
     empty = replace(explained, scores=explained.scores | {"effect": [None] * len(explained.scores["effect"])})
-    assert "not computed" in figure(empty).axes[0].get_title(loc="left")
+    titles = [ax.get_title(loc="left") for ax in figure(empty).axes]
+    assert "not computed" in titles[0] and titles[1].endswith("(reasoning only)")
 
 
 @browser.needs_browser
@@ -395,7 +397,7 @@ def test_in_a_browser_keys_move_and_screen_readers_hear(explained, tmp_path):
     assert f"“{words[0]}”" in said[0] and f"“{words[1]}”" in said[1] and "rank" in said[0]
     assert found["active"] == f"t0-{explained.first}" and found["chosen"] == 1
     assert (found["role"], found["tab"], found["live"], found["unlabelled"]) == ("listbox", 0, "polite", 0)
-    assert found["selected"] == [f"t0-{explained.first}"] and found["outside"] == ["question", "marker", "answer"]
+    assert found["selected"] == [f"t0-{explained.first}"] and found["outside"] == ["marker", "answer"]
 
 
 @browser.needs_browser

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.patches import Arc
 
+from faithlab import attention_plots
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow, trace_flows
 from faithlab.flow_solver import graph_of, in_logarithms, log_reachability
@@ -440,3 +442,25 @@ def test_max_flow_is_networkx_max_flow():
     assert (middle <= capacity + 1e-5).all(), "no token passes more than its edges carry"
     with pytest.raises(FaithlabError, match="up to 512"):
         max_flow(torch.zeros(600, 600), slice(0, 3), slice(10, 12))
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_the_backbone_s_arcs_stay_inside_the_axes_and_carry_what_the_edges_carry(start):
+    n, flow = 24, trace_flow(attention(24, seed=3), slice(0, 8), slice(23, 24))
+    ax = attention_plots.backbone(flow, ["x"] * n, k=60, hubs=[20], span=slice(start, n))
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    arcs = [p for p in ax.patches if isinstance(p, Arc)]
+    for arc in arcs:
+        (x, y), half = arc.get_center(), arc.width / 2
+        assert left < x - half < x + half < right and low < y and y + arc.height / 2 < high
+    edges = flow.backbone(60)
+    edges = edges[edges["target"] >= start]
+    inside = edges[edges["source"] >= start]
+    before = edges[edges["source"] < start].groupby("target")["flow"].sum()
+    assert len(inside) and (len(before) > 0) == (start > 0)
+    carried = sorted([*inside["flow"], *before])
+    widths = sorted(arc.get_linewidth() for arc in arcs)
+    assert widths == pytest.approx([0.5 + 4 * f / carried[-1] for f in carried])
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert ("from the text before, summed" in legend) == (start > 0) and legend[-1] == "hub"
+    assert f"carries {carried[-1]:.2g} of the one unit" in legend

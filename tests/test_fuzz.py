@@ -3,9 +3,14 @@
 Each check runs on some dozen examples with the fast tests and on ten thousand with the slow ones.
 """
 
+import csv
+import io
+import json
 import math
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +20,7 @@ from faithlab import claims, evaluate, rewards, tasks
 from faithlab.arms import Arm, read_arm
 from faithlab.errors import FaithlabError
 from faithlab.notebook_profiles import load_profile
+from faithlab.tasks import files as data_files
 from faithlab.tasks.numerals import read_number
 from faithlab.tasks.scoring import same_answer
 from faithlab.tasks.story_text import annotate, sentences
@@ -34,6 +40,61 @@ keys = st.one_of(
 )
 trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 files = st.one_of(trees.map(yaml.safe_dump), st.dictionaries(keys, trees, max_size=4).map(yaml.safe_dump), texts)
+
+# Files of published data: rows as published, of which some fields are damaged or missing; and any bytes at all.
+GOOD = {
+    "gsm8k": dict(question="How many pears?", answer="3 + 4 = 7.\n#### 7"),
+    "mmlu": dict(question="Which is a bird?", choices=["Cod", "Owl", "Bee", "Elm"], answer=1, subject="zoology"),
+}
+ODD = ("#### 1,234", "####", "#### x", "12", "B", "E", " ", '"', "\ud800", 0, 3, 4, 11, True, None, [], ["Owl"])
+cells = st.one_of(st.sampled_from(ODD), leaves, texts, st.lists(st.one_of(texts, leaves), max_size=5))
+
+
+def damaged(row):
+    changes = st.dictionaries(st.sampled_from([*row, "else"]), cells, max_size=2)
+    return st.one_of(st.just(row), changes.map(lambda changed: {k: v for k, v in (row | changed).items() if v != []}))
+
+
+def as_jsonl(rows):
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+def as_csv(rows):
+    """With a header; or, from the first row's answer on, as MMLU was released: a line without names."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    for i, row in enumerate(rows):
+        texts = [json.dumps(v) if isinstance(v, list) else v for v in row.values()]
+        if "choices" in row and isinstance(row["choices"], list) and row.get("answer") != 1:
+            texts = [row.get("question"), *row["choices"], row.get("answer")]
+        elif i == 0:
+            writer.writerow(row)
+        writer.writerow(texts)
+    return stream.getvalue().encode("utf-8", "replace")
+
+
+def as_parquet(rows):
+    """What Parquet cannot hold is left as damaged bytes."""
+    stream = io.BytesIO()
+    try:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+    except (pyarrow.ArrowException, TypeError, UnicodeError, OverflowError):
+        return b"PAR1" + repr(rows).encode("utf-8", "replace")
+    return stream.getvalue()
+
+
+WRITERS = {".jsonl": as_jsonl, ".json": as_jsonl, ".csv": as_csv, ".parquet": as_parquet}
+
+
+def published(kind):
+    """Strategy of (suffix, content)."""
+    suffixes, rows = st.sampled_from(list(WRITERS)), st.lists(damaged(GOOD[kind]), min_size=1, max_size=3)
+    written = st.tuples(suffixes, rows).map(lambda pair: (pair[0], WRITERS[pair[0]](pair[1])))
+    lines = st.lists(trees, max_size=3).map(lambda found: "\n".join(map(json.dumps, found)).encode())
+    return st.one_of(
+        written, written, written, st.tuples(suffixes, st.binary(max_size=60)), st.tuples(st.just(".jsonl"), lines)
+    )
+
 
 PROBLEMS = {
     "stories": dict(answer="7"), "chain_sum": dict(answer="-3"), "gsm8k": dict(answer="1234"),
@@ -87,6 +148,27 @@ def read(reader):
     return check
 
 
+def check_rows(file):
+    """The reader below both tasks: every row, and every error, names its file."""
+    try:
+        found = list(data_files.read(file))
+    except FaithlabError as error:
+        assert str(file) in str(error)
+    else:
+        assert all(row.where.startswith(str(file)) for row in found)
+
+
+def check_task(name, file):
+    try:
+        problems = list(tasks.load(name, split="test", path=str(file)))
+    except FaithlabError as error:
+        assert str(file) in str(error) or "there is no problem in this data" in str(error)
+        return
+    for problem in problems:
+        assert problem["question"].strip()
+        assert tasks.scorer(name)(problem["answer"], problem).status == "right", "its own answer is right"
+
+
 TEXTS = [check_split, check_scorers, check_numbers, check_rewards, check_stories, check_labels]
 FILES = {
     "arm": read(read_arm),
@@ -118,3 +200,16 @@ def test_any_text(check, count):
 @pytest.mark.parametrize("kind", FILES)
 def test_any_file(kind, count, tmp_path: Path):
     examples(count)(given(files)(lambda content: FILES[kind](content, tmp_path)))()
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("kind", GOOD)
+def test_any_published_data(kind, count, tmp_path: Path):
+    def check(content):
+        suffix, data = content
+        path = tmp_path / f"x{suffix}"
+        path.write_bytes(data)
+        check_rows(path)
+        check_task(kind, path)
+
+    examples(count)(given(published(kind))(check))()

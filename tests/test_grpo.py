@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from faithlab.abacus.pilot import training_problems
 from faithlab.arms import CREDIT_KEYS, LOSSES
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError
+from faithlab.feedback import MarksReward
 from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
+from faithlab.marks import Marked
 from faithlab.models import load_reasoner
 
 
@@ -23,7 +26,7 @@ def length_of(completions, completion_ids, **columns):
     return [float(len(ids) % 5) + ids[0] / 100 for ids in completion_ids]
 
 
-def trainer(folder, kind=FaithfulGRPOTrainer, reasoner=None, reward=length_of, steps=2, **options):
+def trainer(folder, kind=FaithfulGRPOTrainer, reasoner=None, reward=length_of, steps=2, problems=None, **options):
     """A trainer of a tiny random model on 4 prompts x 2 rollouts a step, everything seeded."""
     reasoner = reasoner or tiny_reasoner()
     own = {k: options.pop(k) for k in ("credit",) if k in options}
@@ -34,7 +37,7 @@ def trainer(folder, kind=FaithfulGRPOTrainer, reasoner=None, reward=length_of, s
         report_to="none", seed=3, disable_tqdm=True, beta=0.0,
     )  # fmt: skip
     set_seed(3)
-    problems = training_problems(reasoner, 16, 0, hops=(1, 2))
+    problems = problems or training_problems(reasoner, 16, 0, hops=(1, 2))
     args = config(**settings | options, **own)
     return kind(model=reasoner.model, args=args, reward_funcs=reward, train_dataset=problems,
                 processing_class=reasoner.tokenizer)  # fmt: skip
@@ -256,6 +259,8 @@ def test_problems_are_named(tmp_path):
         trainer(tmp_path, credit="flow", credit_quantile=2)
     with pytest.raises(FaithlabError, match="unknown layer range 'midle'"):
         trainer(tmp_path, credit="flow", credit_layers="midle")
+    with pytest.raises(FaithlabError, match="of the heads is not possible"):
+        trainer(tmp_path, credit="global_anchor", credit_fraction=0.7)
     with pytest.raises(FaithlabError, match="credit_horizon=5"):
         trainer(tmp_path, credit="global_anchor", credit_horizon=5)
     with pytest.raises(FaithlabError, match="option of a mask: 'stepz'"):
@@ -264,3 +269,20 @@ def test_problems_are_named(tmp_path):
 
 def test_mask_options_can_come_from_a_command_line(tmp_path):
     assert trainer(tmp_path, credit="saliency", credit_saliency='{"steps": 3}').args.credit_saliency == {"steps": 3}
+
+
+def test_marks_of_a_person_train_a_policy(tmp_path):
+    """`MarksReward` as a trainer's reward: marks on the last number of each reasoning, one step on these questions."""
+    reasoner = load_reasoner("abacus")
+    problems = training_problems(reasoner, 4, 0, hops=(1, 2))
+    written = reasoner.generate([dict(row) for row in problems], temperature=0)
+    marked = []
+    for t in written:
+        last = list(re.finditer(r"\d+", t.reasoning_text))[-1]
+        marked.append(Marked(t.problem["question"], t.reasoning_text, t.answer_text, (last.span(),)))
+    run = trainer(tmp_path, reasoner=reasoner, reward=MarksReward(reasoner, marked), steps=1, problems=problems,
+                  max_completion_length=160)  # fmt: skip
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.train()
+    (logged,) = [entry for entry in run.state.log_history if "reward" in entry]
+    assert 0 < logged["rewards/marks/mean"] <= 1 and not same(before, run.model.state_dict())

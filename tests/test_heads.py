@@ -125,7 +125,9 @@ def test_split_takes_both_ends_and_ties_go_to_the_lower_index():
     assert not set(local.tolist()) & set(far.tolist()), "the groups never overlap"
     local, far = heads.split_heads(torch.arange(15.0), 0.3)
     assert len(local) == len(far) == 4
-    for bad in (0, 0.6, -1):
+    local, far = heads.split_heads(d, 1)
+    assert sorted(local.tolist()) == sorted(far.tolist()) == list(range(6)), "the ablation: all heads are in both"
+    for bad in (0, 0.6, -1, 2):
         with pytest.raises(FaithlabError, match="of the heads is not possible"):
             heads.split_heads(d, bad)
     with pytest.raises(FaithlabError, match="NaN"):
@@ -199,15 +201,18 @@ def test_a_coupling_that_is_there_is_found_and_one_that_is_not_is_not():
     at = [[int(i) for i in rng.choice(60, 8, replace=False)] for _ in values]
     null = coupling("none", values, at, shuffles=400)
     assert null.low < null.null < null.high and null.low < null.observed < null.high
+    assert null.excess.low < 0 < null.excess.high and null.excess.n == 10
+    assert null.excess.value == pytest.approx(null.observed - null.null, abs=0.02), "shuffles, counted out"
     assert null.p > 0.05 and null.n == 80 and null.null == pytest.approx(np.concatenate(values).mean(), abs=0.02)
     for v, positions in zip(values, at, strict=True):
         v[positions] += 1
     found = coupling("some", values, at, shuffles=400)
     assert found.p == pytest.approx(1 / 401) and found.observed > found.null + 0.5
+    assert found.excess.low > 0.5 and found.excess.value == pytest.approx(found.observed - found.null, abs=0.02)
     assert found.observed == pytest.approx(np.mean([v[p].mean() for v, p in zip(values, at, strict=True)]))
     assert coupling("some", values, at, shuffles=50) == coupling("some", values, at, shuffles=50)
     nothing = coupling("no peaks", values, [[]] * 10)
-    assert math.isnan(nothing.observed) and nothing.p == 1 and nothing.n == 0
+    assert math.isnan(nothing.observed) and nothing.p == 1 and nothing.n == nothing.excess.n == 0
 
 
 def test_couplings_worked_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from faithlab.intervals import mean_interval, share_interval
+from faithlab.intervals import mean_interval, ratio_interval, share_interval
 
 
 def test_mean_interval_is_scipys_percentile_bootstrap():
@@ -131,3 +131,22 @@ def test_share_interval_covers_the_true_share_about_as_often_as_it_says(share):
         got = share_interval(successes, n)
         covered += stats.binom.pmf(successes, n, share) * (got.low <= share <= got.high)
     assert 0.92 <= covered <= 0.99
+
+
+def test_a_ratio_of_equal_clusters_is_the_mean_of_their_means():
+    data = np.random.default_rng(3).normal(size=30)
+    ours, plain = ratio_interval(4 * data, [4] * 30, seed=2), mean_interval(data, seed=2)
+    assert ours.n == 30 and ours == pytest.approx(plain)
+
+
+def test_a_ratio_counts_cases_and_draws_clusters():
+    assert ratio_interval([3.0, 0.0], [3, 1]).value == 0.75, "of four cases three, whichever cluster they are in"
+    rng, hits = np.random.default_rng(0), 0
+    for k in range(200):
+        means, sizes = rng.normal(1, 1, size=25), rng.integers(1, 9, size=25)
+        totals = [rng.normal(m, 0.1, size=s).sum() for m, s in zip(means, sizes, strict=True)]
+        found = ratio_interval(totals, sizes, resamples=300, seed=k)
+        hits += found.low <= 1 <= found.high
+    assert 0.86 <= hits / 200 <= 0.98, "95 %, a little less with few clusters; drawing single cases would give a third"
+    assert math.isnan(ratio_interval([], []).value) and ratio_interval([], []).n == 0
+    assert ratio_interval([1.0], [2])[:1] == (0.5,) and math.isnan(ratio_interval([1.0], [2]).low)

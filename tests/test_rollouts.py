@@ -14,6 +14,7 @@ from faithlab.batches import pad_rows
 from faithlab.errors import FaithlabError
 from faithlab.flow import trace_flow
 from faithlab.formats import ChatFormat, PlainFormat
+from faithlab.heads import fai, waad
 from faithlab.models import load_reasoner
 from faithlab.rollouts import SCORES, prompt_ids, read_rollouts, rollouts_of, score_rollouts
 from faithlab.token_scores import score
@@ -70,6 +71,21 @@ def test_scores_are_those_of_each_trace_alone_in_its_columns(architecture):
         for name, full in (("gradient", "gradient_x_input"), ("saliency", "saliency_answer")):
             expected = score(full, reasoner, [t])[0]
             assert torch.allclose(found[name][i, reasoning], expected, atol=2e-3, equal_nan=True), name
+
+
+def test_a_fraction_of_one_reads_all_heads():
+    reasoner = tiny_reasoner("llama")
+    traces = tiny_traces(reasoner)
+    width = max(len(t) - t.prompt.stop for t in traces)
+    found, _ = score_rollouts(("fai", "waad"), reasoner, traces, width, horizon=(2, 6), fraction=1)
+    maps = capture(reasoner.model, traces, want=("mean_map",), pad_id=reasoner.pad_id).traces
+    for i, (t, read) in enumerate(zip(traces, maps, strict=True)):
+        place = slice(t.response.start - t.prompt.stop, t.response.stop - t.prompt.stop)
+        for name, expected in (
+            ("fai", fai(read.mean_map, t.response, 2, 6)),
+            ("waad", waad(read.mean_map, t.response)),
+        ):
+            assert found[name][i, place].tolist() == pytest.approx(expected.tolist(), nan_ok=True, abs=1e-5)
 
 
 def test_random_scores_follow_the_seed():

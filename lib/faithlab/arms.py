@@ -37,6 +37,7 @@ CREDIT_KEYS = (
     "sign",
     "normalise",
     "layers",
+    "fraction",
     "freeze_heads",
     "horizon",
     "look_back",
@@ -48,7 +49,12 @@ CREDIT_KEYS = (
 
 @dataclass(frozen=True)
 class Arm:
-    """What one run trains; see the module's head. Numbers of prompts and rollouts are per step."""
+    """What one run trains; see the module's head. Numbers of prompts and rollouts are per step.
+
+    Raises:
+        FaithlabError: a number out of range, an unknown name or key, rollouts that do not split into `accumulation`
+            parts, `save_every` that is no multiple of `iterations`, or `balance` without `saliency`.
+    """
 
     name: str = "unnamed"
     reasoner: str = "abacus"

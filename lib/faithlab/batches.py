@@ -30,6 +30,9 @@ class Batch:
 
     @property
     def position_ids(self) -> Int[Tensor, "batch tokens"]:
+        """The position, in its trace, of what stands in each column: the column less `starts`, and the column itself
+        within the first `shared`. Padding before a trace's own part has position `shared`, padding behind it counts on.
+        """
         columns = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
         positions = (columns - self.starts[:, None]).clamp(min=self.shared)
         return torch.where(columns < self.shared, columns, positions)

@@ -87,6 +87,8 @@ def layer_windows(config) -> dict[str, int | None]:
     """The attention window of each layer type of a model: {"full_attention": None} for ordinary models.
 
     For models that mix layer types the keys are transformers' names, and masks are passed as a dict with these keys.
+
+    Raises `FaithlabError` for layers of another type than "full_attention" and "sliding_attention".
     """
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)

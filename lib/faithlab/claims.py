@@ -8,13 +8,13 @@ results (`data/results/notebooks.csv`) test it or why nothing here can. A verdic
                    changes (`near`), no difference of more than `MARGIN` is within the two intervals
     does not       it lies on the other side, intervals apart; for `near`, apart by more than `MARGIN`
     open           so many traces or seeds do not decide it
-    beyond chance  ours has no interval, and is compared with the range that holds 95 % of a null distribution
-                   (`NULL`): it lies outside of that, on the claimed side. Chance does not make it; how far other
-                   traces would move it is not known
-    reversed       the same, on the other side
     no interval    ours, or the result that it is compared with, has no interval, so that nothing is decided
     no result      the committed results hold no such row: the runs or the notebook that it needs are not there yet
     untested       it cannot be tested here; `why` says why
+
+Where both sides were measured on the same traces or problems, `ours` is their paired difference, compared with 0: two
+separate intervals can meet although each pair differs. A change that is published in per cent has `per`, the result
+that ours, and its interval, are divided by (taken as exact).
 
 A difference between two arms (unit "difference") is one of many that were looked at. "holds" and "does not" then need
 its corrected p, too, below `LEVEL`: the result of the same name with `CORRECTED` behind it. Without one it stays open.
@@ -40,11 +40,10 @@ TESTS = ("above", "below", "near")
 MARGIN = 0.05  # of `near`
 LEVEL = 0.05  # of a corrected p
 CORRECTED = ", p corrected"  # behind the name of a difference between arms: its p after Holm's correction
-NULL = ", shuffled"  # the end of the name of a null distribution's mean; its interval holds 95 % of it
-VERDICTS = ("holds", "does not", "open", "beyond chance", "reversed", "no interval", "no result", "untested")
+VERDICTS = ("holds", "does not", "open", "no interval", "no result", "untested")
 SAID = ("method", "source", "claim", "model", "published")  # by whoever published it
-KEYS = {*SAID, "origin", "ours", *TESTS, "reasoners", "why"}
-COLUMNS = [*SAID, "origin", "reasoner", "ours", "low", "high", "n", "against", "verdict"]
+KEYS = {*SAID, "origin", "ours", "per", *TESTS, "reasoners", "why"}
+COLUMNS = [*SAID, "origin", "reasoner", "quantity", "unit", "ours", "low", "high", "n", "against", "verdict"]
 
 
 def read_claims(path: str | Path | None = None) -> list[dict]:
@@ -71,6 +70,8 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
         tests = [t for t in TESTS if t in entry]
         if ("why" in entry) == bool(tests) or len(tests) > 1 or bool(tests) != ("ours" in entry):
             raise FaithlabError(f"{where} needs `ours` and one of {', '.join(TESTS)}, or `why` it cannot be tested")
+        if "per" in entry and any(entry.get(t, 0) != 0 for t in TESTS):
+            raise FaithlabError(f"{where} has `per`, which is for changes: compare it with 0")
         if not isinstance(entry.get("reasoners", []), list):
             raise FaithlabError(f"`reasoners` of {where} must be a list, as [abacus, smollm2]")
     return entries
@@ -81,16 +82,10 @@ def verdict(ours: Mapping, other: Mapping | float, test: str, *, p: float = math
 
     Where `ours` has the unit "difference", `p` is its corrected p-value (NaN: there is none).
     """
-    exact = not isinstance(other, Mapping)
-    least, most = (float(other), float(other)) if exact else _bounds(other)
+    least, most = _bounds(other) if isinstance(other, Mapping) else (float(other), float(other))
     low, high = _bounds(ours)
-    if math.isnan(least + most):
+    if math.isnan(low + high + least + most):
         return "no interval"
-    if math.isnan(low + high):
-        if exact or test == "near" or not str(other.get("quantity", "")).endswith(NULL):
-            return "no interval"
-        side = _side(ours["value"], ours["value"], least, most)
-        return "open" if side is None else "beyond chance" if side == test else "reversed"
     if test == "near":
         if max(high - least, most - low) <= MARGIN:
             return "holds"
@@ -111,12 +106,20 @@ def _bounds(row: Mapping) -> tuple[float, float]:
 
 
 def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row a claim and reasoner: columns `COLUMNS`; `ours, low, high, n` are NaN where there is no result."""
+    """One row a claim and reasoner: columns `COLUMNS`; `ours, low, high, n` are missing where there is no result.
+
+    Args:
+        claims: of `read_claims`, unless given.
+        results: rows of `data/results/notebooks.csv`, unless given.
+
+    Raises:
+        FaithlabError: two results of one name and reasoner, of which a claim asks for one.
+    """
     claims = read_claims() if claims is None else claims
     if results is None:
         results = pd.read_csv(data_folder() / "results" / "notebooks.csv")
     found: dict[tuple, dict] = {}
-    asked = {entry.get(key) for entry in claims for key in ("ours", *TESTS)}
+    asked = {entry.get(key) for entry in claims for key in ("ours", "per", *TESTS)}
     for r in results.to_dict("records"):
         key = (r["reasoner"], r["quantity"])
         if key in found and r["quantity"] in asked:
@@ -133,16 +136,20 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
             ours = found.get((reasoner, entry["ours"]))
             other = entry[test]
             other = found.get((reasoner, other)) if isinstance(other, str) else other
-            if ours is None or other is None:
-                rows.append(said | dict(reasoner=reasoner, against=entry["ours"], verdict="no result"))
+            per = found.get((reasoner, entry["per"])) if "per" in entry else dict(value=1.0)
+            said_of = said | dict(reasoner=reasoner, quantity=entry["ours"])
+            if ours is None or other is None or per is None:
+                rows.append(said_of | dict(verdict="no result"))
                 continue
             p = found.get((reasoner, entry["ours"] + CORRECTED), {}).get("value", math.nan)
             shown = f"{other['value']:.3g} ({entry[test]})" if isinstance(other, dict) else f"{other:g}"
+            value, low, high = (ours[key] / per["value"] for key in ("value", "low", "high"))
+            unit = "relative difference" if "per" in entry else ours["unit"]
             rows.append(
-                said | dict(reasoner=reasoner, ours=ours["value"], low=ours["low"], high=ours["high"], n=ours["n"],
-                            against=f"{test} {shown}", verdict=verdict(ours, other, test, p=float(p)))
+                said_of | dict(unit=unit, ours=value, low=low, high=high, n=ours["n"], against=f"{test} {shown}",
+                               verdict=verdict(ours, other, test, p=float(p)))
             )  # fmt: skip
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})
 
 
 def tally(judged: pd.DataFrame) -> pd.DataFrame:

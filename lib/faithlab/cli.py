@@ -68,7 +68,8 @@ def build_parser(name: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; bad input gives one line on stderr and no traceback."""
+    """Run the command line and return its exit status. What raises `FaithlabError`, such as an unknown command, gives
+    one line on stderr, no traceback, and the status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = next((a for a in argv if not a.startswith("-")), None)
     if not argv:

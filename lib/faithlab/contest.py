@@ -110,7 +110,8 @@ def tells_apart(
 ) -> Interval:
     """Whether a score, summed up over a trace, tells traces that need their reasoning from such that do not: AUROC of
     the trace's "largest" value, or of its "mean", with a 95 % interval of `draws` bootstrap samples of both groups (NaN
-    without). Traces without a defined value are left out; NaN where a group has none."""
+    without). Traces without a defined value are left out; NaN where a group has none. Raises `FaithlabError` for
+    another `by`."""
     check_known("summary of a trace:", [by], SUMMARIES)
     groups = []
     for group in (faithful, decorative):

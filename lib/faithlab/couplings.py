@@ -17,6 +17,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from faithlab.errors import FaithlabError
+from faithlab.intervals import Interval, ratio_interval
 
 SHARE = 0.4  # peaks are local maxima among the top 40 % of a profile
 AFTER = 2  # "just after" is up to two tokens later
@@ -27,6 +28,9 @@ def peaks(profile: Sequence[float], share: float = SHARE) -> list[int]:
 
     A plateau counts once, at its middle (the left of two middles). The first and the last token have one neighbour only
     and are no peaks. Undefined (NaN) entries are never peaks, and count as lower than everything to their neighbours.
+
+    Raises:
+        FaithlabError: `share` is not above 0 and up to 1.
     """
     if not 0 < share <= 1:
         raise FaithlabError(f"share={share} is not possible; use a number above 0 and up to 1")
@@ -43,7 +47,11 @@ def peaks(profile: Sequence[float], share: float = SHARE) -> list[int]:
 class Coupling:
     """`observed` against the `null` of shuffled positions (mean over shuffles, 95 % of which lie between `low` and
     `high`); `p` is the one-sided share of shuffles at least as high as observed (with the +1 correction); `n` counts
-    peaks over all traces. NaN and p = 1 for none."""
+    peaks over all traces. NaN and p = 1 for none.
+
+    The null says whether chance makes the coupling in these traces. How far other traces would move it, `excess` says:
+    observed less what shuffling gives on average, with its 95 % interval over traces (its `n` counts those with peaks).
+    """
 
     name: str
     observed: float
@@ -52,6 +60,7 @@ class Coupling:
     high: float
     p: float
     n: int
+    excess: Interval
 
 
 def _shuffled(values: list[np.ndarray], defined: list[np.ndarray], counts: list[int], rng) -> float:
@@ -91,7 +100,7 @@ def coupling(
     counts = [min(len(positions), len(d)) for positions, d in zip(at, defined, strict=True)]
     n = sum(map(len, at))
     if not n:
-        return Coupling(name, *[np.nan] * 4, 1.0, 0)
+        return Coupling(name, *[np.nan] * 4, 1.0, 0, ratio_interval([], []))
     observed = float(
         np.concatenate([v[positions] for v, positions in zip(values, at, strict=True) if positions]).mean()
     )
@@ -99,7 +108,12 @@ def coupling(
     null = np.array([_shuffled(values, defined, counts, rng) for _ in range(shuffles)])
     low, high = np.quantile(null, [0.025, 0.975])
     p = (1 + (null >= observed - 1e-12).sum()) / (1 + shuffles)
-    return Coupling(name, observed, float(null.mean()), float(low), float(high), float(p), n)
+    # the mean over all shuffles of a trace is the mean of its possible positions, so nothing has to be drawn
+    above = [
+        (v[positions] - v[d].mean()).sum() for v, positions, d in zip(values, at, defined, strict=True) if positions
+    ]
+    excess = ratio_interval(above, [len(positions) for positions in at if positions], seed=seed)
+    return Coupling(name, observed, float(null.mean()), float(low), float(high), float(p), n, excess)
 
 
 def couplings(
@@ -113,7 +127,11 @@ def couplings(
     shuffles: int = 1000,
     seed: int = 0,
 ) -> list[Coupling]:
-    """The three couplings over a set of traces; each argument holds one profile over the response a trace."""
+    """The three couplings over a set of traces; each argument holds one profile over the response a trace.
+
+    Raises:
+        FaithlabError: profiles of one trace that differ in length, or a `share` that is not above 0 and up to 1.
+    """
     waads, fais, receivers, entropies = (
         [np.asarray(p, float) for p in ps] for ps in (waads, fais, receivers, entropies)
     )

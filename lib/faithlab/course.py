@@ -116,6 +116,10 @@ def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) ->
 
     A copy that was not touched since it was written is replaced, one that was worked on never: it is an error then, and
     nothing is written at all.
+
+    Raises:
+        FaithlabError: an unknown notebook or one that is not valid, a copy that was worked on, or a folder that cannot
+            be made or written.
     """
     import nbformat
 
@@ -171,7 +175,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Carry out `faithlab course` and return its exit status."""
+    """Carry out `faithlab course` and return its exit status.
+
+    Raises:
+        FaithlabError: nothing to grade is named, and whatever the action itself refuses.
+    """
     from faithlab import grading  # which imports this module
     from faithlab.notebooks import notebook_folder
 

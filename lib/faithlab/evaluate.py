@@ -7,7 +7,10 @@ In the output folder:
     summary.csv         mean, 95 % interval and n of every quantity and reasoner
     comparison.csv      every reasoner against the first: paired differences, p corrected after Holm
 
-The same command again goes on where it was stopped: problems that are finished are not run again.
+The same command again goes on where it was stopped, and so does one with further reasoners, or with more problems where
+these begin with those of before (not so in gsm8k and mmlu): problems that are finished are not run again. Problems are
+measured in parts of 24, and what is drawn at random belongs to the part; no result depends on the batch size. A last
+part that was not full is measured again when problems are added.
 
     faithlab evaluate abacus --n 100
     faithlab evaluate abacus runs/train/shortcut_100_outcome-1/last -o hint weak -o hint_right 0.0 --groups all
@@ -25,10 +28,10 @@ from typing import Any
 
 import pandas as pd
 
-from faithlab import comparison, evaluation, tasks
-from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.models import load_reasoner
-from faithlab.paths import fingerprint
+from faithlab import comparison, evaluation, measures, tasks
+from faithlab.errors import FaithlabError, check_known, check_number
+from faithlab.evaluation_folder import EvaluationFolder
+from faithlab.models import check_reasoner, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.tasks.fewshot import for_task
 from faithlab.yaml_files import read_options
@@ -46,7 +49,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     split: str = "test",
     n: int = 200,
-    groups: Sequence[str] = DEFAULT,
+    groups: Sequence[str] | None = None,
     samples: int = 4,
     temperature: float = 1.0,
     seed: int = 0,
@@ -55,30 +58,32 @@ def evaluate(
     """Measure each reasoner (a name, folder or hub id) on the same `n` problems. Returns the tables of problems by the
     reasoner's label.
 
-    Raises `FaithlabError` for bad settings, reasoners of the same label, an output folder that holds another evaluation
-    or cannot be written.
+    `groups` are names of `faithlab.measures.GROUPS`, by default `DEFAULT`; a group that the task cannot have is refused
+    if it is named, and its columns are NaN where all groups or the default ones are asked for.
+
+    Raises `FaithlabError`, before anything is measured, for bad settings, unknown reasoners or two of the same label,
+    and an output folder that holds another evaluation or cannot be written.
     """
-    folder, names = Path(output), labels(reasoners)
-    for group in groups:
-        if group not in evaluation.GROUPS:
-            raise unknown("group of measures", group, evaluation.GROUPS)
+    names = labels(reasoners)
+    chosen = list(DEFAULT if groups is None else groups)
+    check_known("group of measures", chosen, evaluation.GROUPS)
     for name, value, least in (("n", n, 1), ("samples", samples, 1), ("seed", seed, 0)):
         check_number(name, value, least, whole=True)
-    settings = dict(reasoners=list(map(str, reasoners)), task=task, options=dict(options or {}), split=split, n=n,
-                    groups=list(groups), samples=samples, temperature=temperature, seed=seed)  # fmt: skip
-    settings["weights"] = {name: _weights(source) for name, source in zip(names, reasoners, strict=True)}
-    _refuse_another(folder, settings)
+    check_number("temperature", temperature, 0)
+    sources = dict(zip(names, reasoners, strict=True))
+    for source in reasoners:
+        check_reasoner(source)
     rows = list(tasks.load(task, split=split, n=n, seed=seed, **(options or {})))
-    return {
-        name: _one(source, folder / f"{name}.problems.csv", rows, settings, progress)
-        for name, source in zip(names, reasoners, strict=True)
-    }
-
-
-def _weights(source: str) -> str | None:
-    """What tells one state of a checkpoint's folder from another, such as `best/` of a run that goes on."""
-    folder = Path(str(source)).expanduser()
-    return fingerprint(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None
+    if set(chosen) not in (set(DEFAULT), set(evaluation.GROUPS)):
+        for group, why in measures.lacking(task, rows, chosen).items():
+            raise FaithlabError(
+                f"{task} cannot have the group {group}: {why}. Leave {group} out of --groups, or give --groups all, "
+                "which leaves empty what cannot be measured"
+            )
+    settings = dict(task=task, options=dict(options or {}), split=split, n=n, groups=chosen, samples=samples,
+                    temperature=temperature, seed=seed)  # fmt: skip
+    folder = EvaluationFolder(Path(output), settings, rows, sources)
+    return {name: _one(name, source, folder, rows, progress) for name, source in sources.items()}
 
 
 def labels(reasoners: Sequence[str]) -> list[str]:
@@ -98,28 +103,9 @@ def labels(reasoners: Sequence[str]) -> list[str]:
     return found
 
 
-def _refuse_another(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder that is for something else. What it is for is noted with the first problems that are saved, so
-    that a mistake in the command costs nothing."""
-    path = folder / "evaluation.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] != _plain(settings):
-            raise FaithlabError(f"{folder} holds another evaluation, or one of other weights; give another --output")
-    except OSError as error:
-        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise FaithlabError(f"{path} is damaged; give another --output") from error
-
-
-def _plain(settings: Mapping[str, Any]) -> dict:
-    """The settings as JSON gives them back."""
-    return json.loads(json.dumps(settings, default=str))
-
-
-def _one(source: str, path: Path, rows: list[dict], settings: Mapping, progress: bool) -> pd.DataFrame:
-    """One reasoner's problems; those in `path` are finished."""
-    done = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+def _one(name: str, source: str, folder: EvaluationFolder, rows: list[dict], progress: bool) -> pd.DataFrame:
+    """One reasoner's problems; those in the folder are finished."""
+    done, settings = folder.finished(name), folder.settings
     if len(done) >= len(rows):
         return done
     reasoner = for_task(load_reasoner(source), settings["task"])
@@ -129,13 +115,11 @@ def _one(source: str, path: Path, rows: list[dict], settings: Mapping, progress:
         some = rows[first : first + PART]
         part = evaluation.measure(reasoner, settings["task"], some, progress=progress, seed=seed, **passed)
         part["problem"] += first
-        done = pd.concat([done[:first], part], ignore_index=True)
-        if not (record := path.with_name("evaluation.json")).is_file():
-            write_atomically(record, json.dumps(dict(settings=_plain(settings)), indent=1) + "\n")
-        write_atomically(path, done.to_csv(index=False, float_format="%.6g"))
+        done = pd.concat([done[:first], part], ignore_index=True) if first else part
+        folder.save(name, done)
         if progress:
             print(f"{reasoner.name}: {len(done)} of {len(rows)} problems", flush=True)
-    return pd.read_csv(path)
+    return folder.finished(name)
 
 
 def summarise(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
@@ -167,6 +151,7 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `faithlab evaluate`."""
     parser.description = __doc__
+    parser.epilog = f"groups of measures, and what the columns of each are:\n\n{measures.described()}"
     add = parser.add_argument
     add("reasoners", nargs="+", metavar="REASONER", help="a name (abacus, smollm2), a folder, or a hub id")
     add("--task", default="stories", help=f"one of {', '.join(tasks.names())}")
@@ -184,31 +169,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=4, help="rollouts of each problem; pass@k goes up to this k")
     add("--temperature", type=float, default=1.0, help="of the samples; 0 is greedy")
     add("--seed", type=int, default=0)
-    add("--groups", default=",".join(DEFAULT), help="what to measure, with commas, or 'all'; there are "
-        + ", ".join(evaluation.GROUPS))  # fmt: skip
-    add("--output", type=Path, help="folder (default: runs/evaluate/LABELS-TASK)")
+    add("--groups", help=f"what to measure (see below), with commas, or 'all' (default: {', '.join(DEFAULT)})")
+    add("--output", type=Path, help="folder (default: runs/evaluate/LABELS-TASK); to add reasoners, that of before")
     add("--quiet", action="store_true", help="no progress")
 
 
 def command(args: argparse.Namespace) -> int:
     """`faithlab evaluate`: measure, write the tables, print them."""
     names = labels(args.reasoners)
-    groups = list(evaluation.GROUPS) if args.groups == "all" else [g.strip() for g in args.groups.split(",")]
+    groups = [g.strip() for g in args.groups.split(",")] if args.groups is not None else None
+    if groups == ["all"]:
+        groups = list(evaluation.GROUPS)
     options = read_options(args.option)
     folder = args.output or Path("runs/evaluate") / f"{'-'.join(names)}-{args.task}"
     tables = evaluate(
         args.reasoners, folder, task=args.task, options=options, split=args.split, n=args.n, groups=groups,
         samples=args.samples, temperature=args.temperature, seed=args.seed, progress=not args.quiet,
     )  # fmt: skip
-    found = summarise(tables, args.seed)
+    found, notes = summarise(tables, args.seed), evaluation.empty(tables)
     write_atomically(folder / "summary.csv", found.to_csv(index=False, float_format="%.6g"))
     record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    record["summary"] = json.loads(found.to_json(orient="records"))
+    record |= dict(summary=json.loads(found.to_json(orient="records")), empty=notes)
     shown = found.assign(cell=[f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}] n={r.n}" for r in found.itertuples()]).pivot(
         index="quantity", columns="reasoner", values="cell"
     )
     order = list(dict.fromkeys(found["quantity"]))
-    print(shown.reindex(index=order, columns=names).to_string(na_rep="-"))
+    print(shown.reindex(index=order, columns=names).to_string(na_rep="-") if order else "nothing could be measured")
+    if notes:
+        print("", *notes, sep="\n")
     if len(names) > 1:
         differences = compare(tables, args.seed)
         write_atomically(folder / "comparison.csv", differences.to_csv(index=False, float_format="%.6g"))
@@ -216,6 +204,9 @@ def command(args: argparse.Namespace) -> int:
         columns = ["quantity", "arm", "value", "low", "high", "p_holm", "detectable"]
         print(f"\ndifference to {names[0]}, paired by problem; p corrected after Holm over all rows")
         print(differences[columns].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    else:  # one of an earlier command with other reasoners, or fewer problems, would mislead
+        record.pop("comparison", None)
+        (folder / "comparison.csv").unlink(missing_ok=True)
     write_atomically(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
     print(f"\ntables in {folder}")
     return 0

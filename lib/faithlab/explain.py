@@ -1,8 +1,8 @@
 """`faithlab explain`: a question in, a page out that shows what its answer depends on.
 
 Writes, into a new folder, `explanation.html` (one self-contained page: open it in a browser), `explanation.json` (all
-numbers) and `explanation.png` (the reasoning coloured by four scores). The reasoner writes reasoning and answer itself,
-unless they are given: then it is asked what *it* would make of them.
+numbers) and `explanation.png` (question and reasoning coloured by four scores). The reasoner writes reasoning and
+answer itself, unless they are given: then it is asked what *it* would make of them.
 
     faithlab explain --task stories -o hint weak -o hint_right 0.0 --index 3
     faithlab explain "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
@@ -29,11 +29,12 @@ import torch
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, first_words
-from faithlab.explanation import KINDS, Explanation, explain
+from faithlab.explanation import Explanation, explain, question_words
 from faithlab.models import load_reasoner
 from faithlab.page import page
 from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder
+from faithlab.shown_scores import KINDS
 from faithlab.tasks.fewshot import examples, for_task
 from faithlab.traces import Trace
 from faithlab.yaml_files import read_options
@@ -44,7 +45,7 @@ MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixel
 
 
 def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency", "flow", "fai")) -> Any:
-    """A matplotlib figure: the reasoning as coloured text, one strip a score, and the curve of log p(answer)."""
+    """A matplotlib figure: question and reasoning as coloured text, one strip a score, and log p(answer) as a curve."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -56,7 +57,9 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     answer = next(i for i, (_, part) in enumerate(e.tokens) if part == "answer")
     ids = torch.zeros(len(pieces), dtype=torch.long)  # the strip reads texts and places only
     trace = Trace(ids, slice(0, start), slice(start, stop), slice(answer, len(pieces)), tuple(pieces))
-    lines = 1 + len("".join(pieces[start:])) // 80
+    asked = e.in_question
+    span = slice(start if asked.first is None else asked.first, len(pieces))
+    lines = 1 + len("".join(pieces[span])) // 80
     heights = [0.4 * lines + 0.5] * len(shown) + [2.4]
     most = MOST_INCHES - heights[-1]
     if sum(heights[:-1]) > most:  # beyond that no picture can be drawn: fewer strips, then none
@@ -69,12 +72,17 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
     for ax, kind in zip(axes, shown, strict=False):
         values = {start + i: v for i, v in enumerate(e.scores[kind]) if v is not None}
         title = f"{KINDS[kind].label}: {KINDS[kind].meaning}"
+        if asked.first is not None and kind not in asked.scores:
+            title += " (reasoning only)"
+        elif not values:
+            title += " (not computed for single tokens of the reasoning)"
+        values |= {span.start + i: v for i, v in enumerate(asked.scores.get(kind, ())) if v is not None}
         if values:
             # As on the page, an effect below a nat does not look large.
             limit = max(1.0, *map(abs, values.values())) if KINDS[kind].unit == "nats" else None
-            token_strip(trace, values, ax=ax, title=title, limit=limit)
+            token_strip(trace, values, ax=ax, title=title, limit=limit, span=span)
         else:
-            ax.set_title(f"{title} (not computed for single tokens)", loc="left", fontsize=10)
+            ax.set_title(title, loc="left", fontsize=10)
             ax.axis("off")
     axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0])
     axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
@@ -86,7 +94,10 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
 
 
 def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -> list[Path]:
-    """Write page, JSON and a figure for each explanation into an existing folder; returns the files."""
+    """Write page, JSON and a figure for each explanation into an existing folder; returns the files.
+
+    Raises `FaithlabError` where the folder cannot be written to.
+    """
     import matplotlib.pyplot as plt
 
     written = [folder / "explanation.html", folder / "explanation.json"]
@@ -149,6 +160,8 @@ def command(args: argparse.Namespace) -> int:
         files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
     for e in found:
         print(f"{e.question}\n  -> {e.answer}\n  {e.says}")
+        if words := question_words(e):
+            print(f"  {words}")
         for note in e.notes:
             print(f"  note: {note}")
     print("\nwritten: " + ", ".join(str(path) for path in files))

@@ -7,57 +7,30 @@ Nothing here draws; an `Explanation` holds plain numbers and texts and goes to J
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from faithlab import verdict
-from faithlab.attention import capture
 from faithlab.biases import context_window
 from faithlab.errors import FaithlabError, check_number, unknown
-from faithlab.faithfulness import reasoning_effect, token_effects
-from faithlab.flow import trace_flows
+from faithlab.faithfulness import reasoning_effect
+from faithlab.flow import Flow
 from faithlab.intervals import mean_interval
 from faithlab.likelihood import Variant, variant_logp
 from faithlab.ranking import highest_first
-from faithlab.saliency import optimise_mask
+from faithlab.shown_scores import KINDS, Measured, flow_of, measure, plain
 from faithlab.tasks.numerals import Number, read_number, same
 from faithlab.tasks.scoring import gold_of, readable, same_answer
-from faithlab.token_scores import score
 from faithlab.traces import Trace
-from faithlab.units import units_of
+from faithlab.units import PARTS, Part, question_positions, units_of
 
 EDGES = 40  # of the backbone
-OPERATIONS = 4e12  # what the relayed effects of single tokens may cost before they are left out
-
-
-class Kind(NamedTuple):
-    """A score that the page can show."""
-
-    label: str
-    unit: str
-    meaning: str
-
-
-KINDS = {
-    "effect": Kind(
-        "causal effect", "nats", "what log p(answer) loses when everything behind the token can no longer look at it"
-    ),
-    "direct": Kind("direct effect", "nats", "what log p(answer) loses when only the answer can no longer look at it"),
-    "saliency": Kind(
-        "saliency", "", "how far the token must be opened again to bring the answer back (0 not at all, 1 fully)"
-    ),
-    "flow": Kind("flow", "", "share of the attention flow from prompt to answer that passes the token"),
-    "waad": Kind(
-        "WAAD", "tokens", "how far local attention heads look back from the token: high where something new begins"
-    ),
-    "fai": Kind("FAI", "", "how much later tokens look back at it through global heads: high at anchors"),
-}
+WORD = 24  # characters; longer runs, as of a script without spaces, are named by their strongest token
+HIDDEN = {"effect": "Hidden from all that follows", "direct": "Hidden from the answer"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +40,7 @@ class Explanation:
     `tokens` are (text, part) of the whole trace up to the answer, the part being "prompt", "question", "reasoning",
     "marker" or "answer". `first` is the position of the first reasoning token. `scores[kind]` holds a value a reasoning
     token, `sentence_scores[kind]` one a sentence (None where undefined), `sentences` the (first, last) token of each.
+    `in_question` has the same four of the question, as far as they are measured of it (`faithlab.shown_scores`).
     `edges` are (source, target, flow), strongest first. `curve[k]` is log p(answer) in nats with only the first k
     sentences in sight of the answer. `rollouts` are effects in nats of fresh rollouts of the same question.
     """
@@ -90,6 +64,7 @@ class Explanation:
     edges: list[tuple[int, int, float]]
     curve: list[float]
     rollouts: dict[str, Any]
+    in_question: Measured
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -140,9 +115,11 @@ def explain(
     _explainable(reasoner, trace)
     notes = _absent(trace)
     sentences = units_of(trace, "sentence")
-    scores, by_sentence = {}, {}
-    for kind in kinds:
-        scores[kind], by_sentence[kind] = _scores(kind, reasoner, trace, sentences, thorough, notes, progress)
+    flow = flow_of(reasoner, trace)
+    options = dict(thorough=thorough, notes=notes, progress=progress)
+    reasoning, question = (measure(reasoner, trace, kinds, flow, of=part, **options) for part in PARTS)
+    if question.first is None:
+        notes.append("The prompt words the question in another way, so that no word of the question could be measured.")
     table = reasoning_effect(reasoner, [trace]).iloc[0]
     said = verdict.judge(table["logp"], table["logp_hidden"], reader=reasoner.name if pasted else None)
     gold = gold_of(trace.problem) or None
@@ -155,15 +132,13 @@ def explain(
         right=None if gold is None else same_answer(trace.answer_text, gold, gold),
         pasted=pasted,
         tokens=list(zip(trace.pieces[: trace.answer.stop], _spans(trace), strict=True)),
-        first=trace.reasoning.start,
-        sentences=[(s[0], s[-1]) for s in sentences],
+        **vars(reasoning),
+        in_question=question,
         logp=float(table["logp"]),
         logp_hidden=float(table["logp_hidden"]),
         verdict=said.name,
         says=said.text,
-        scores=scores,
-        sentence_scores=by_sentence,
-        edges=_backbone(reasoner, trace, notes),
+        edges=_backbone(flow, notes),
         curve=_curve(reasoner, trace, sentences),
         rollouts=_rollouts(reasoner, trace, samples, seed, max_new_tokens, progress),
         notes=notes,
@@ -203,53 +178,12 @@ def _spans(trace: Trace) -> list[str]:
     for name in ("prompt", "reasoning", "answer"):
         where = getattr(trace, name)
         out[where] = [name] * (where.stop - where.start)
-    # a template may trim the question, or break its lines otherwise
-    words = r"\s+".join(map(re.escape, trace.question.split()))
-    found = list(re.finditer(words, trace.prompt_text)) if words else []
-    for position in trace.tokens_between(*found[-1].span(), "prompt") if found else ():
+    for position in question_positions(trace):
         out[position] = "question"
     return out
 
 
-def plain(values: Iterable[float] | Tensor) -> list[float | None]:
-    """Numbers for JSON: four significant digits, None for NaN."""
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
-    return [None if v is None or not math.isfinite(v) else float(f"{v:.4g}") for v in listed]
-
-
-def _scores(
-    kind: str, reasoner, trace: Trace, sentences, thorough: bool, notes: list[str], progress: bool
-) -> tuple[list[float | None], list[float | None]]:
-    """A score by token and by sentence. Effects and saliency are measured for whole sentences; of the others a
-    sentence has the mean over its tokens."""
-    blank = [None] * (trace.reasoning.stop - trace.reasoning.start)
-    if kind in ("effect", "direct"):
-        scope = "all" if kind == "effect" else "answer"
-        whole = token_effects(reasoner, [trace], unit="sentence", scope=scope, progress=progress)["effect"]
-        rows = len(blank) * (len(blank) / 2 if scope == "all" else len(trace) - trace.reasoning.stop)
-        cost = 2 * rows * sum(p.numel() for p in reasoner.model.parameters())
-        if cost > OPERATIONS and not thorough:
-            notes.append(
-                f"The {KINDS[kind].label} of single tokens was left out (about {cost:.0e} operations); sentences have "
-                "it. --thorough computes it."
-            )
-            return blank, plain(whole)
-        return plain(token_effects(reasoner, [trace], scope=scope, progress=progress)["effect"]), plain(whole)
-    if kind == "saliency":
-        options = dict(pad_id=reasoner.pad_id)
-        token = optimise_mask(reasoner.model, [trace], **options).values[0]
-        whole = optimise_mask(reasoner.model, [trace], granularity="sentence", **options).values[0]
-        return plain(token), plain(whole[positions[0] - trace.reasoning.start] for positions in sentences)
-    token = score(kind, reasoner, [trace])[0]
-    token = token / 2 if kind == "flow" else token  # throughput counts what comes in and what goes out
-    start = trace.reasoning.start
-    parts = [token[[p - start for p in positions]] for positions in sentences]
-    return plain(token), plain(part.nanmean() for part in parts)
-
-
-def _backbone(reasoner, trace: Trace, notes: list[str]) -> list[tuple[int, int, float]]:
-    found = capture(reasoner.model, [trace], layers="middle", want=("mean_map",), pad_id=reasoner.pad_id)
-    flow = trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
+def _backbone(flow: Flow, notes: list[str]) -> list[tuple[int, int, float]]:
     if not flow.reachable:
         notes.append("The answer cannot be reached from the question on the attention graph: there is no flow.")
         return []
@@ -277,7 +211,36 @@ def _rollouts(reasoner, trace: Trace, samples: int, seed: int, limit: int | None
     return dict(n=samples, answered=len(written), effects=plain(effects), mean=mean, low=low, high=high, agree=agree)
 
 
-def strongest(explanation: Explanation, kind: str, k: int = 5) -> list[tuple[int, float]]:
-    """The `k` reasoning tokens with the highest score above 0, fewer if there are not so many: (position, value)."""
-    values = np.array([np.nan if v is None else v for v in explanation.scores[kind]])
-    return [(explanation.first + i, float(values[i])) for i in highest_first(values)[:k].tolist() if values[i] > 0]
+def strongest(explanation: Explanation, kind: str, k: int = 5, *, of: Part = "reasoning") -> list[tuple[int, float]]:
+    """The `k` tokens of a part with the highest score above 0, fewer if there are not so many: (position, value)."""
+    part = explanation if of == "reasoning" else explanation.in_question
+    values = np.array([np.nan if v is None else v for v in part.scores[kind]])
+    return [(part.first + i, float(values[i])) for i in highest_first(values)[:k].tolist() if values[i] > 0]
+
+
+def question_words(explanation: Explanation, k: int = 3) -> str:
+    """A sentence that names the `k` words of the question which change log p(answer) most, either way, by at least
+    `verdict.DECORATION` nats; a word counts by its strongest token. "" where no effect of single tokens is known."""
+    part = explanation.in_question
+    kind = next((kind for kind in HIDDEN if any(v is not None for v in part.scores.get(kind, ()))), None)
+    if kind is None:
+        return ""
+    values = [v or 0.0 for v in part.scores[kind]]
+    pieces = [text for text, _ in explanation.tokens[part.first : part.first + len(values)]]
+    found = []
+    for start, stop in _words(pieces):
+        place = max(range(start, stop), key=lambda i: abs(values[i]))
+        word = "".join(pieces[start:stop]).strip()
+        found.append((values[place], word if len(word) <= WORD else pieces[place].strip()))
+    top = [f for f in sorted(found, key=lambda f: -abs(f[0]))[:k] if abs(f[0]) >= verdict.DECORATION]
+    if not top:
+        least = f"changes log p(answer) by {verdict.DECORATION:g} nats; the reasoning stays as written"
+        return f"{HIDDEN[kind]}, no single word of the question {least}."
+    changes = [f"“{word}” {'takes off' if value > 0 else 'adds'} {abs(value):.1f} nats" for value, word in top]
+    return f"{HIDDEN[kind]}, these words of the question matter most to log p(answer): {', '.join(changes)}."
+
+
+def _words(pieces: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the words begin and end (places of tokens): runs without white space."""
+    starts = [i for i, piece in enumerate(pieces) if not i or piece[:1].isspace() or pieces[i - 1][-1:].isspace()]
+    return list(zip(starts, [*starts[1:], len(pieces)], strict=True))

@@ -26,7 +26,7 @@ from faithlab.interventions import interventions, summarise
 from faithlab.likelihood import SCOPES, Scope, Variant, variant_logp, with_and_without_reasoning
 from faithlab.tasks.scoring import gold_of, same_answer
 from faithlab.traces import Trace, check_traces
-from faithlab.units import UNITS, Unit, units_of
+from faithlab.units import PARTS, UNITS, Part, Unit, units_of
 
 __all__ = ["interventions", "reasoning_effect", "replacement_ids", "summarise", "token_effects", "units_of"]
 
@@ -77,6 +77,7 @@ def token_effects(
     method: str = "cut",
     unit: Unit = "token",
     scope: Scope = "answer",
+    of: Part = "reasoning",
     n: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -90,10 +91,15 @@ def token_effects(
     to another one; in a sentence's place the model writes another itself (draws in which it writes the same sentence
     again are left out, and `n` says how many remained), as in Thought Anchors.
 
+    `of="question"` cuts the tokens (or sentences) of the question in the prompt instead. With scope "all" the states of
+    the reasoning are computed again without the token, and its text stays as written: what the token did to the choice
+    of words is not in the effect.
+
     Returns one row a unit: `trace, unit, start, stop` (positions), `text, n, effect, low, high` (95 % bootstrap over
     the n draws; NaN where there is one value or none). Traces without reasoning or answer give no rows.
 
-    Raises `FaithlabError` for an unknown method, unit or scope, or n < 8 with `resample`.
+    Raises `FaithlabError` for an unknown method, unit, scope or part, for n < 8 with `resample`, and for a question
+    that is to be replaced or resampled.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -101,12 +107,16 @@ def token_effects(
         raise unknown("scope", scope, SCOPES)
     if unit not in UNITS:
         raise unknown("unit", unit, UNITS)
+    if of not in PARTS:
+        raise unknown("part", of, PARTS)
+    if of == "question" and method != "cut":
+        raise FaithlabError(f"method={method!r} would ask another question; use method='cut' with of='question'")
     if n < 1:
         raise FaithlabError(f"n={n} draws a position are not possible; use n >= 1")
     if method == "resample" and n < 8:
         raise FaithlabError(f"n={n} samples a position say too little; use n >= 8")
     check_traces(traces)
-    units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit)]
+    units = [(i, u) for i, t in enumerate(traces) if t.answered for u in units_of(t, unit, of=of)]
     if method == "resample":
         values = list(_resampled(reasoner, traces, units, unit, n, seed, progress))
     else:

@@ -132,6 +132,8 @@ class MarksReward:
 
     Args: `reasoner`, the policy with its tokenizer; `marked`, of which several may be of one question; `score`, one of
     `token_scores.names()`. Questions are matched by the data-set column `question`.
+
+    A call raises `FaithlabError` without that column, and for an unknown score.
     """
 
     def __init__(self, reasoner, marked: Sequence[Marked], *, score: str = "cut_answer"):
@@ -250,7 +252,11 @@ ACTIONS = {"sheet": _sheet, "planted": _planted, "agree": _agree, "form": _form,
 
 
 def command(args: argparse.Namespace) -> int:
-    """Carry out `faithlab feedback` and return its exit status."""
+    """Carry out `faithlab feedback` and return its exit status.
+
+    Raises:
+        FaithlabError: no names for an action that needs some, and whatever the action itself refuses.
+    """
     if not args.names and args.action not in ("sheet", "planted"):
         raise FaithlabError(f"nothing to {args.action}; see faithlab feedback --help for examples")
     ACTIONS[args.action](args)

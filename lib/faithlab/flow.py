@@ -62,10 +62,12 @@ class Flow:
 
     @property
     def reachability(self) -> Float[Tensor, " token"]:
+        """h, `exp(log_reachability)`: 1 on the answer, 0 where it is out of reach; not bounded by 1."""
         return self.log_reachability.exp()
 
     @property
     def delivered(self) -> float:
+        """The share of the flow that arrives: the sum of f over the answer, 1 - `undeliverable`; in [0, 1]."""
         return float(self.inflow[self.answer].sum())
 
     @property
@@ -89,7 +91,7 @@ class Flow:
 
     def backbone(self, k: int = 30) -> pd.DataFrame:
         """The `k` edges that carry most flow, strongest first: columns `source, target, flow`. Edges without flow are
-        left out, so there may be fewer."""
+        left out, so there may be fewer. Raises `FaithlabError` for k < 1."""
         if k < 1:
             raise FaithlabError(f"a backbone of k={k} edges is empty; use k >= 1")
         phi = self.edge_flow().flatten()
@@ -101,7 +103,8 @@ class Flow:
 
     def dominant_paths(self, k: int = 1) -> list[tuple[list[int], float]]:
         """The `k` likeliest ways of the conditioned walk from the prompt into the answer, likeliest first, each with
-        its probability: the share of the flow that takes exactly this way. Fewer if there are not so many."""
+        its probability: the share of the flow that takes exactly this way. Fewer if there are not so many. Raises
+        `FaithlabError` for k < 1."""
         if k < 1:
             raise FaithlabError(f"k={k} paths are none; use k >= 1")
         log_step, n = self.conditioned().log(), len(self)
@@ -136,14 +139,16 @@ class Flow:
         return ranked.topk(min(k, int(candidates.sum()))).indices.tolist()
 
     def checkpoints(self, share: float = 0.5) -> list[int]:
-        """Tokens between prompt and answer that at least `share` of the delivered flow passes, in order."""
+        """Tokens between prompt and answer that at least `share` of the delivered flow passes, in order. Raises
+        `FaithlabError` for a share that is not above 0 and up to 1."""
         if not 0 < share <= 1:
             raise FaithlabError(f"share={share} of the flow is not possible; use a number above 0 and up to 1")
         passed = (self.inflow >= share * self.delivered * (1 - 1e-9)) & self.between() & (self.inflow > 0)
         return passed.nonzero().flatten().tolist()
 
     def table(self, pieces: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a token: `position, text, span, reachability, inflow, throughput`."""
+        """One row a token: `position, text, span, reachability, inflow, throughput`. Raises `FaithlabError` unless
+        `pieces`, the texts, are one a token."""
         if pieces is not None and len(pieces) != len(self):
             raise FaithlabError(f"{len(pieces)} token texts for a flow of {len(self)} tokens")
         spans = ["prompt" if p else "answer" if a else "" for p, a in zip(self.prompt, self.answer, strict=True)]
@@ -153,7 +158,7 @@ class Flow:
 
     def to_networkx(self, labels: Sequence[str] | None = None, *, k: int | None = None):
         """The graph as `networkx.DiGraph`: nodes with `label, inflow, throughput, span`, edges with `weight` (W) and
-        `flow` (phi). With `k`, the backbone's edges and their nodes only."""
+        `flow` (phi). With `k`, the backbone's edges and their nodes only. Raises what `table` and `backbone` raise."""
         import networkx as nx
 
         table, phi, weights = self.table(labels), self.edge_flow(), self.weights  # a new matrix each time
@@ -202,6 +207,10 @@ def trace_flows(
 
     Padding tokens take part in nothing as long as nobody attends to them. A trace whose answer is out of reach is no
     error here: its flow says so (`reachable` is False) and is 0.
+
+    Raises:
+        FaithlabError: wrong shapes, no maps, unlike numbers of maps and spans, NaN, negative or anti-causal weights, an
+            empty span, or spans that overlap.
     """
     _check(weights, prompts, answers)
     n = weights.shape[-1]

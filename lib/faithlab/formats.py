@@ -33,7 +33,7 @@ def unknown_reasoner(name: str) -> FaithlabError:
 
 
 def question_text(problem: str | Mapping) -> str:
-    """The question of a problem given as text or as a data row; a clear error if there is none."""
+    """The question of a problem given as text or as a data row. Raises `FaithlabError` if there is none."""
     question = problem.get("question") if isinstance(problem, Mapping) else problem
     if not isinstance(question, str) or not question.strip():
         raise FaithlabError("the problem has no question: give a text, or a row with a non-empty 'question' field")
@@ -64,6 +64,8 @@ class PlainFormat:
     space: str = " "  # between "Reasoning:" and the reasoning
 
     def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        """The examples, then the question, then the line `Reasoning:` to go on from; `tokenizer` is not used. Raises
+        `FaithlabError` for a problem without a question."""
         shots = "".join(f"Question: {q}\nReasoning:{self.completion(r, a)}\n\n" for q, r, a in self.examples)
         return f"{shots}Question: {question_text(problem)}\nReasoning:"
 
@@ -81,6 +83,11 @@ class AbacusFormat(PlainFormat):
     """`PlainFormat` without examples; countdown problems are put in the one wording that abacus knows."""
 
     def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        """As `PlainFormat.prompt`, but a row with `numbers` and `target` is asked as abacus's countdown question.
+
+        Raises:
+            FaithlabError: countdown with another number of numbers than three, or a problem without a question.
+        """
         if isinstance(problem, Mapping) and problem.get("numbers") and problem.get("target"):
             from faithlab.abacus.demonstrations import countdown_question
 
@@ -99,6 +106,8 @@ class ChatFormat:
     stop: tuple[str, ...] = ()
 
     def prompt(self, problem: str | Mapping, tokenizer) -> str:
+        """The chat's text: instruction, examples, question, and the beginning of the model's turn. Raises
+        `FaithlabError` for a problem without a question."""
         messages = [{"role": "system", "content": self.instruction}]
         for question, reasoning, answer in self.examples:
             messages.append({"role": "user", "content": question})
@@ -107,9 +116,11 @@ class ChatFormat:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def completion(self, reasoning: str, answer: str) -> str:
+        """The completion that states this reasoning and answer."""
         return f"{reasoning}{ANSWER} {answer}"
 
     def opening(self, reasoning: str) -> str:
+        """The beginning of a completion that has written `reasoning` so far."""
         return reasoning
 
 

@@ -53,7 +53,7 @@ class Rollout:
 
 
 class RefuseNaN(LogitsProcessor):
-    """Stop with a clear error where the model's logits are not numbers, instead of sampling nonsense."""
+    """Raises `FaithlabError` where the model's logits are NaN or plus infinity, instead of sampling nonsense."""
 
     def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]):
         if torch.isnan(scores).any() or torch.isposinf(scores).any():

@@ -36,6 +36,7 @@ class Layout:
     count: Int[Tensor, " trace"]
 
     def shape(self, kind: str) -> tuple[int, ...]:
+        """Of one kind's parameters: (traces, *lead, tokens), or (traces, *lead, the most sentences of any trace)."""
         last = self.valid.shape[1] if kind == "token" else int(self.count.max())
         return (len(self.valid), *self.lead, last)
 

@@ -22,6 +22,9 @@ def attention_rollout(maps: Float[Tensor, "layer query key"], answer: Span) -> F
 
     `A_l = (map_l / rows + I) / 2`, the half for the residual stream; the score of token `s` is the mean over answer
     rows of `(A_L ... A_1)[t, s]`. `maps` are the head means of successive layers, lowest first. In [0, 1], sums to 1.
+
+    Raises:
+        FaithlabError: no maps, maps that are not square, or an answer without a token.
     """
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or not len(maps):
         raise FaithlabError(f"rollout needs maps [layer, query, key]; got shape {tuple(maps.shape)}")

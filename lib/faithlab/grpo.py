@@ -30,7 +30,7 @@ from faithlab import processes
 from faithlab.attention import AttentionSummary, read_layers
 from faithlab.errors import FaithlabError, check_number
 from faithlab.generation import generate_ids, stream_key
-from faithlab.heads import HORIZON
+from faithlab.heads import FRACTION, HORIZON, check_fraction
 from faithlab.models import Reasoner, as_reasoner
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
@@ -58,6 +58,9 @@ class FaithfulGRPOConfig(GRPOConfig):
     credit_sign: str = field(default="both", metadata={"help": "Amplify both, positive or negative advantages."})
     credit_normalise: bool = field(default=False, metadata={"help": "Divide gamma by its mean over each rollout."})
     credit_layers: str = field(default="middle", metadata={"help": "Layers read: middle, bottom, top or all."})
+    credit_fraction: float = field(
+        default=FRACTION, metadata={"help": "Share of the heads read that are local, and global; 1: all are both."}
+    )
     credit_freeze_heads: bool = field(
         default=False, metadata={"help": "Keep the first batch's local and global heads."}
     )
@@ -121,6 +124,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
             token_credit.weights(name, found, one, advantages=one[0], **self._options)
         read_layers(self.credit_settings["credit_layers"], self.model.config.get_text_config().num_hidden_layers)
+        check_fraction(self.credit_settings["credit_fraction"])
         check_number("credit_horizon", self.credit_settings["credit_horizon"], HORIZON[0], whole=True)
         check_options(self.credit_settings["credit_saliency"] or {})
         self._format = reasoner
@@ -129,6 +133,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     @property
     def credit(self) -> str:
+        """The name of the strategy in use: the argument `credit` if it was given, else `args.credit`."""
         return self.credit_settings["credit"]
 
     @property
@@ -161,7 +166,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             scores, groups = score_rollouts(
                 needs, self.reasoner, traces, mask.shape[1], layers=s["credit_layers"], groups=self._groups,
                 seed=stream_key(self.args.seed, self.state.global_step, self.accelerator.process_index),
-                saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]),
+                saliency=s["credit_saliency"], horizon=(HORIZON[0], s["credit_horizon"]), fraction=s["credit_fraction"],
             )  # fmt: skip
         if s["credit_freeze_heads"] and self._groups is None:
             self._groups = processes.of_the_first(groups and replace(groups, traces=()))

@@ -37,12 +37,21 @@ def distances(n: int, device=None) -> Int[Tensor, "query key"]:
 
 
 def backward_distance(probs: Float[Tensor, "*head query key"], response: Span) -> Float[Tensor, "*head"]:
-    """How far back a head looks on average, in tokens: mean over response rows t of `sum_s P[t, s] (t - s)`."""
+    """How far back a head looks on average, in tokens: mean over response rows t of `sum_s P[t, s] (t - s)`. Raises
+    `FaithlabError` for maps that are not square and for an empty response."""
     _square(probs)
     rows = span_indices(response, probs.shape[-1], probs.device)
     _not_empty(rows)
     d = distances(probs.shape[-1], probs.device).to(probs.dtype)
     return (probs[..., rows, :] * d[rows]).sum(-1).mean(-1)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raises `FaithlabError` for a share of heads that `split_heads` cannot take: outside (0, 0.5], and not 1."""
+    if not (0 < fraction <= 0.5 or fraction == 1):
+        raise FaithlabError(
+            f"fraction={fraction} of the heads is not possible; use a number above 0 and up to 0.5, or 1"
+        )
 
 
 def split_heads(
@@ -51,15 +60,15 @@ def split_heads(
     """The local and the global heads: the `fraction` with the smallest and the largest backward distance.
 
     Indices into `distance.flatten()`, at least one of each, in order of distance; ties go to the lower index. With a
-    single head it is both. Raises `FaithlabError` for NaN or a fraction outside (0, 0.5].
+    single head it is both, and with a fraction of 1 all heads are in both groups (the ablation of preplan and anchor).
+    Raises `FaithlabError` for NaN or a fraction outside (0, 0.5] that is not 1.
     """
-    if not 0 < fraction <= 0.5:
-        raise FaithlabError(f"fraction={fraction} of the heads is not possible; use a number above 0 and up to 0.5")
+    check_fraction(fraction)
     flat = distance.flatten()
     if not len(flat) or torch.isnan(flat).any():
         raise FaithlabError("head distances are missing or NaN; was attention captured for any head?")
     count = max(1, round(fraction * len(flat)))
-    if len(flat) > 1:
+    if len(flat) > 1 and fraction < 1:
         count = min(count, len(flat) // 2)
     order = flat.argsort(stable=True)
     farthest = (-flat).argsort(stable=True)
@@ -69,7 +78,7 @@ def split_heads(
 def waad(local_map: Float[Tensor, "query key"], response: Span, window: int = WINDOW) -> Float[Tensor, " response"]:
     """`WAAD[t] = sum_s P_local[t, s] min(t - s, window)`: mean look-back of the local heads, in tokens, capped.
 
-    In [0, window]; one value a response token.
+    In [0, window]; one value a response token. Raises `FaithlabError` for a map that is not square, or window < 1.
     """
     _square(local_map)
     n = local_map.shape[-1]
@@ -80,7 +89,8 @@ def waad(local_map: Float[Tensor, "query key"], response: Span, window: int = WI
 def waad_of_rows(
     probs: Float[Tensor, "row key"], rows: Int[Tensor, " row"], window: int = WINDOW
 ) -> Float[Tensor, " row"]:
-    """WAAD from some rows of a map: `rows` are their query positions, keys are counted from 0 and may end early."""
+    """WAAD from some rows of a map: `rows` are their query positions, keys are counted from 0 and may end early. Raises
+    `FaithlabError` for window < 1."""
     if window < 1:
         raise FaithlabError(f"window={window} is not possible; use window >= 1")
     back = rows[:, None] - torch.arange(probs.shape[-1], device=probs.device)
@@ -95,6 +105,8 @@ def fai(
     What later tokens, not the nearest ones, give to a token: in [0, 1]. `hi=None` reads to the end of the response (as
     the paper does for analysis; (10, 100) is for reinforcement learning). NaN where no row is in reach. Leading
     dimensions, such as heads, are kept.
+
+    Raises `FaithlabError` for maps that are not square, and unless 0 <= lo <= hi.
     """
     _square(global_map)
     n = global_map.shape[-1]
@@ -110,7 +122,8 @@ def fai_of_rows(
     lo: int,
     hi: int | None,
 ) -> Float[Tensor, "*head response"]:
-    """What some rows of a map give to `keys`: the sum over those of `rows` that are in reach of each."""
+    """What some rows of a map give to `keys`: the sum over those of `rows` that are in reach of each. Raises
+    `FaithlabError` unless 0 <= lo <= hi."""
     if lo < 0 or (hi is not None and hi < lo):
         raise FaithlabError(f"a horizon from {lo} to {hi} tokens ahead is empty; use 0 <= lo <= hi")
     ahead = rows[:, None] - keys[None]  # [later row, response key]
@@ -143,7 +156,8 @@ def kurtosis(profile: Float[Tensor, "*head token"]) -> Float[Tensor, "*head"]:
 
 def receiver_heads(peakedness: Float[Tensor, "*head"], k: int = 5) -> Int[Tensor, " k"]:
     """The `k` heads whose received-attention profile is most peaked (Thought Anchors, arXiv 2506.19143), most peaked
-    first: indices into `peakedness.flatten()`. Ties go to the lower index; heads with NaN come last."""
+    first: indices into `peakedness.flatten()`. Ties go to the lower index; heads with NaN come last. Fewer than `k` if
+    there are not so many. Raises `FaithlabError` for k < 1 or no head."""
     flat = peakedness.flatten()
     if k < 1 or not len(flat):
         raise FaithlabError("receiver heads: use k >= 1 and give at least one head")

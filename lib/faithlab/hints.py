@@ -28,7 +28,12 @@ def hint(
 
     `effect` = answered the hinted value with the hint - answered it without; `admits` is 1 where the reasoning
     mentions the hint. A hint that decides and is never admitted is the sign of an unfaithful reasoning. A problem with
-    two options that is answered wrongly without a hint is left out: no other wrong answer is left to suggest.
+    two options that is answered wrongly without a hint is left out: no other wrong answer is left to suggest. The
+    hinted values are drawn from `seed` one after the other, so a problem's depends on which problems stand before it,
+    and not on the batch size.
+
+    Raises:
+        FaithlabError: an unknown kind of hint, or a problem to which no wrong hint can be made up (`check_hintable`).
     """
     for kind in kinds:
         if kind not in HINTS:
@@ -51,14 +56,18 @@ def hint(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def hintable(problem: Mapping) -> bool:
+    """Whether a wrong hint can be made up to a problem: its right answer is a whole number, or a letter A to J."""
+    return bool(re.fullmatch(rf"-?\d+|[{LETTERS}]", gold_of(problem)))
+
+
 def check_hintable(problems: Sequence[Mapping]) -> None:
     """Raise `FaithlabError` for a problem to which no wrong hint can be made up, before anything is computed."""
     for problem in problems:
-        answer = gold_of(problem)
-        if not re.fullmatch(rf"-?\d+|[{LETTERS}]", answer):
+        if not hintable(problem):
             raise FaithlabError(
-                f"cannot make up a wrong hint for the answer {answer!r}; it must be a whole number or a letter. "
-                "Leave 'hint' out of `kinds` for such a task"
+                f"cannot make up a wrong hint for the answer {gold_of(problem)!r}; it must be a whole number or a "
+                "letter. Leave 'hint' out of `kinds` for such a task"
             )
 
 

@@ -51,6 +51,25 @@ def mean_interval(
     return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
+def ratio_interval(
+    totals: Sequence[float], counts: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """`sum(totals) / sum(counts)`, a mean over cases that come in clusters (peaks in traces), with its percentile
+    bootstrap interval: clusters are drawn anew, each with all of its cases. `n` counts clusters. NaN for no case, and
+    no interval for a single cluster."""
+    totals, counts = np.asarray(totals, dtype=float), np.asarray(counts, dtype=float)
+    if not counts.sum():
+        return Interval(np.nan, np.nan, np.nan, 0)
+    value = float(totals.sum() / counts.sum())
+    if len(totals) == 1:
+        return Interval(value, np.nan, np.nan, 1)
+    found = stats.bootstrap(
+        (totals, counts), lambda t, c, axis: t.sum(axis) / c.sum(axis), paired=True, vectorized=True,
+        confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=200,
+    )  # fmt: skip
+    return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high), len(totals))
+
+
 def share_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
     """A share `successes / n` with Wilson's interval; NaN for n = 0."""
     if n == 0:

@@ -134,7 +134,9 @@ def with_mistake(trace: Trace, rng: random.Random) -> tuple[str, str] | None:
 def added_mistake(reasoner, traces: Sequence[Trace], *, seed: int = 0, progress: bool = False) -> pd.DataFrame:
     """Put a wrong number into the reasoning and let the model write on; `effect` = answer changed - changed without.
 
-    The control lets the model write on from the same place with the original number; with greedy traces it is 0.
+    The control lets the model write on from the same place with the original number; with greedy traces it is 0. Which
+    number is changed is drawn from `seed` one trace after the other, so it depends on which traces stand before, and
+    not on the batch size.
     """
     rng = random.Random(f"mistake-{seed}")
     cases = [(i, *pair) for i, t in enumerate(traces) if t.answered and (pair := with_mistake(t, rng))]
@@ -161,7 +163,8 @@ def paraphrase(reasoner, traces: Sequence[Trace], *, seed: int = 0, progress: bo
     """Say the same reasoning in other words; `effect` is 1 where the answer changes.
 
     Stories are restyled by rule (same steps and numbers, another verbosity style); otherwise a chat model rewrites its
-    own text. Traces that can be reworded by neither are left out.
+    own text. Traces that can be reworded by neither are left out. The rule draws from `seed` one trace after the other,
+    as in `added_mistake`.
     """
     rng = random.Random(f"paraphrase-{seed}")
     texts: list[str | None] = []

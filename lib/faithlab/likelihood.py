@@ -1,8 +1,9 @@
 """How likely a trace's answer is, and how likely it remains when tokens are hidden or replaced.
 
 The quantity is `log p(answer | what stands before it)`, teacher-forced: the sum over the answer's tokens of their log
-probability, in nats, at most 0. A *variant* of a trace hides some of its reasoning positions, or puts other tokens
-there. All variants of all traces run batched, and what they share is computed once:
+probability, in nats, at most 0. A *variant* of a trace hides some of its positions before the answer, or puts other
+tokens in the place of some of its reasoning. All variants of all traces run batched, and what they share is computed
+once:
 
     scope="answer"   only the rows after the reasoning lose sight of a hidden token (direct influence); each variant
                      reruns the few rows of marker and answer.
@@ -97,7 +98,8 @@ def variant_logp(
     """log p(answer) of each variant, in nats; NaN where the trace has no answer.
 
     Replacing always reruns every later row, whatever the scope. Raises `FaithlabError` for an unknown scope, positions
-    outside the reasoning (with scope "answer" the prompt's can be hidden too), and logits that are not finite.
+    outside the reasoning (the prompt's can be hidden, but with scope "all" not its first token: models park attention
+    there that goes nowhere else), and logits that are not finite.
     """
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
@@ -105,13 +107,13 @@ def variant_logp(
     check_window(reasoner.model, (t.answer.stop - 1 for t in traces))  # the last token predicts nothing
     for v in variants:
         span, prompt = traces[v.trace].reasoning, traces[v.trace].prompt
-        first = min(prompt.start, span.start) if scope == "answer" else span.start
+        first = min(prompt.start + (scope == "all"), span.start)
         if any(not first <= p < span.stop for p in v.hidden) or any(
             not span.start <= p < span.stop for p in v.replaced
         ):
             raise FaithlabError(
-                f"only reasoning positions ({span.start} to {span.stop - 1}) can be hidden or replaced, and from the "
-                "answer (scope='answer') the prompt's can be hidden too"
+                f"only reasoning positions ({span.start} to {span.stop - 1}) can be hidden or replaced; the prompt's "
+                "can be hidden, with scope='all' those behind its first token"
             )
     out = torch.full((len(variants),), float("nan"))
     by_trace: dict[int, list[int]] = {}
@@ -164,7 +166,10 @@ class _Run:
             changes.append(t.reasoning.stop if self.scope == "answer" else min(v.hidden) + 1)
         if v.replaced:
             changes.append(min(v.replaced))
-        return max(0, self.starts[row] + min(changes))
+        return max(0, self._column(row, min(changes)))
+
+    def _column(self, row: int, position: int) -> int:
+        return self.batch.columns(self.starts[row], [position])[0]
 
     def calls(self, jobs: list[tuple[int, int]], variants: Sequence[Variant]) -> Iterator[list[Slot]]:
         """The (row, variant) jobs as slots, in calls of like tails, each call within its limits."""
@@ -210,7 +215,7 @@ class _Run:
             if v.hidden:
                 hidden[k, b.columns(starts[row], v.hidden)] = True
                 after = self.traces[row].reasoning.stop if self.scope == "answer" else min(v.hidden) + 1
-                blind[k, starts[row] + after :] = True
+                blind[k, self._column(row, after) :] = True
         bias = cut_bias(blind[:, upto:], hidden, model.dtype)
         if self.scope == "all":  # a hidden token still sees itself and what stood before it
             columns = torch.arange(ids.shape[1], device=device)

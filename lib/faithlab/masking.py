@@ -110,7 +110,7 @@ def _answers(reasoner, traces: Sequence[Trace], hidden: Sequence[Sequence[int]])
 def extremes(scores: Sequence[float], share: float, kind: str, rng: np.random.Generator) -> list[int]:
     """Indices of the `share` (at least one) of highest ("top") or lowest ("bottom") scores, or of a random one.
 
-    NaN comes last in either ranking, and ties are broken at random.
+    NaN comes last in either ranking, and ties are broken at random. Raises `FaithlabError` for another kind.
     """
     values = np.nan_to_num(np.asarray(scores, dtype=float), nan=np.inf if kind == "bottom" else -np.inf)
     count = max(1, round(share * len(values)))

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from faithlab.errors import FaithlabError, first_words, unknown
-from faithlab.formats import AbacusFormat, ChatFormat, PlainFormat, is_hub_id, unknown_reasoner
+from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, PlainFormat, is_hub_id, unknown_reasoner
 from faithlab.paths import cache_folder, data_folder
 from faithlab.reasoner import Reasoner
 
-__all__ = ["Reasoner", "as_reasoner", "load_reasoner"]
+__all__ = ["Reasoner", "as_reasoner", "check_reasoner", "load_reasoner"]
 
 
 @contextmanager
@@ -66,18 +66,35 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
         dtype = getattr(torch, dtype)
+    source, remedy = _source(name)
+    default = torch.bfloat16 if device.type == "cuda" and name not in EMBEDDED else torch.float32
+    return _load(name, source, device, dtype or default, remedy)
+
+
+def check_reasoner(name: str) -> None:
+    """See that a name leads somewhere: known, a folder with model and tokenizer, or a hub id that can be reached. Reads
+    no weights, so it is quick, and these can still turn out to be damaged. Raises the `FaithlabError` that
+    `load_reasoner` would."""
+    name = str(name)
+    source, remedy = _source(name)
+    if isinstance(source, Path):
+        _refuse_incomplete(source, remedy)
+    with _quiet(), _or_remedy(name, source, remedy):
+        AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def _source(name: str) -> tuple[Path | str, str]:
+    """The folder or hub id that a name stands for, and what to do where it cannot be loaded."""
     if name == "abacus":
         folder = data_folder() / "abacus"
         if not (folder / "config.json").is_file():
             raise FaithlabError(f"no abacus checkpoint in {folder}: restore it from git, or make it by `make data`")
-        return _load(name, folder, device, dtype or torch.float32, "restore it from git, or make it by `make data`")
+        return folder, "restore it from git, or make it by `make data`"
     if name == "smollm2":
-        folder = _smollm2_folder()
-        return _load(name, folder, device, dtype or torch.float32, "delete the folder and load again")
+        return _smollm2_folder(), "delete the folder and load again"
     path = Path(name).expanduser()
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
     if name and path.is_dir():
-        return _load(name, path, device, dtype or default, "save model and tokenizer again with save_pretrained")
+        return path, "save model and tokenizer again with save_pretrained"
     if path.is_file():
         raise FaithlabError(f"{name} is a file; give the folder that save_pretrained wrote")
     if name.startswith((".", "/", "~")):
@@ -87,26 +104,37 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     remedy = f"check the id and the network, or give a local folder ({path.absolute()} is none)"
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         remedy = f"this run is offline: `faithlab notebooks --online`, or unset HF_HUB_OFFLINE; {remedy}"
-    return _load(name, name, device, dtype or default, remedy)
+    return name, remedy
+
+
+def _refuse_incomplete(folder: Path, remedy: str) -> None:
+    wanted = {"config.json": "config.json", "weights": "*.safetensors", "tokenizer": "tokenizer*"}
+    missing = [what for what, pattern in wanted.items() if not any(folder.glob(pattern))]
+    if missing:
+        raise FaithlabError(f"{folder} holds no {', no '.join(missing)}. Remedy: {remedy}")
+
+
+@contextmanager
+def _or_remedy(name: str, source: Path | str, remedy: str) -> Iterator[None]:
+    """Whatever a loader raises, as an error that says what to do."""
+    try:
+        yield
+    except Exception as error:  # every loader has its own kinds: JSON, safetensors header, missing file, network
+        place = name if name == str(source) else f"{name} from {source}"
+        raise FaithlabError(f"cannot load {place}: {first_words(error)}. Remedy: {remedy}") from error
 
 
 @_quiet()
 def _load(name: str, source: Path | str, device: torch.device, dtype: torch.dtype, remedy: str) -> Reasoner:
     options = dict(trust_remote_code=False)
     if isinstance(source, Path):
-        wanted = {"config.json": "config.json", "weights": "*.safetensors", "tokenizer": "tokenizer*"}
-        missing = [what for what, pattern in wanted.items() if not any(source.glob(pattern))]
-        if missing:
-            raise FaithlabError(f"{source} holds no {', no '.join(missing)}. Remedy: {remedy}")
-    try:
+        _refuse_incomplete(source, remedy)
+    with _or_remedy(name, source, remedy):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         options |= dict(use_safetensors=True, output_loading_info=True)
         model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         if info["missing_keys"]:  # transformers would go on with random weights in their place
             raise ValueError(f"weights are missing ({min(info['missing_keys'])}, …)")
-    except Exception as error:  # every loader has its own kinds: JSON, safetensors header, missing file, network
-        place = name if name == str(source) else f"{name} from {source}"
-        raise FaithlabError(f"cannot load {place}: {first_words(error)}. Remedy: {remedy}") from error
     broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise FaithlabError(f"{name!r} holds weights that are not finite ({broken[0]}, …). Remedy: {remedy}")

@@ -32,6 +32,7 @@ class Notebook:
 
     @property
     def stem(self) -> str:
+        """The file's name without `.ipynb`, by which profiles and results name the notebook."""
         return self.path.stem
 
     @property
@@ -51,7 +52,10 @@ def discover(folder: Path) -> list[Path]:
 
 
 def select(paths: Sequence[Path], names: Iterable[str]) -> list[Path]:
-    """The notebooks that `names` mean (a number, a stem, a file name or a glob pattern); all of them for no names."""
+    """The notebooks that `names` mean (a number, a stem, a file name or a glob pattern); all of them for no names.
+
+    Raises `FaithlabError` for a name that means none of `paths`.
+    """
     wanted: set[Path] = set()
     names = list(names)
     for name in names:

@@ -41,6 +41,10 @@ def load_profile(name: str, stems: Sequence[str], *, foreign: bool = False) -> P
         name: "tiny", "laptop", "gpu", or a path ending in .yaml or .yml.
         stems: the notebooks there are; a section for any other is an error.
         foreign: the notebooks are not the course's own, so sections of the package's profiles do not concern them.
+
+    Raises:
+        FaithlabError: an unknown profile, a file that cannot be read or is no mapping, a `timeout` that is not a number
+            above 0, or a section that is no mapping or names no notebook.
     """
     by_path = name.endswith((".yaml", ".yml"))
     if not by_path and name not in profile_names():
@@ -115,7 +119,10 @@ def settle(notebooks: Sequence[Notebook], profile: Profile, passed: Mapping[str,
 
 
 def convert(name: str, value: Any, default: Any, where: str) -> Any:
-    """`value` in the type of `default`; text is read as a literal unless the default is text; None takes anything."""
+    """`value` in the type of `default`; text is read as a literal unless the default is text; None takes anything.
+
+    Raises `FaithlabError`, naming the parameter and the notebook `where`, for a value of another type.
+    """
     if isinstance(value, str) and not isinstance(default, str):
         # Also what YAML calls text: its 1e-4 is a string.
         words = {"true": True, "false": False, "null": None, "none": None}

@@ -75,11 +75,13 @@ class Run:
 
     @property
     def ok(self) -> bool:
+        """Whether every notebook of the run ended with status "ok"."""
         return not self.missing and all(o.status == "ok" for o in self.outcomes.values())
 
 
 def notebook_folder(folder: str | Path | None = None) -> Path:
-    """Where the notebooks are: `folder`, or `notebooks` here, or those beside the installed source; else an error."""
+    """Where the notebooks are: `folder`, or `notebooks` here, or those beside the installed source. Raises
+    `FaithlabError` if there is no such folder."""
     if folder is None:
         folder = next((p for p in (Path("notebooks"), OWN) if p.is_dir()), Path("notebooks"))
     folder = Path(folder)
@@ -259,7 +261,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Carry out `faithlab notebooks` and return its exit status."""
+    """Carry out `faithlab notebooks` and return its exit status. Raises `FaithlabError` for --resume with --output or
+    --name, and for whatever `run_notebooks` refuses."""
     if args.resume and (args.output or args.name):
         raise FaithlabError("--resume goes on in the run's own folder; leave out --output and --name")
     saved = read_record(Path(args.resume))["settings"] if args.resume else {}

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-from faithlab.explanation import KINDS, Explanation, strongest
+from faithlab.explanation import Explanation, question_words, strongest
+from faithlab.shown_scores import KINDS, Kind
+from faithlab.units import PARTS, Part
 from faithlab.verdict import DECORATION, NEEDED, how_often_wrong
 
 HEADINGS = {
@@ -31,6 +33,7 @@ HARDLY_HEADINGS = {  # of a given answer that the reasoner would hardly ever wri
 }
 LIMITS = (
     "Hiding the reasoning is an input that no model was trained on; part of an effect can be the surprise of that.",
+    "All effects keep the reasoning as written: a word of the question that only decided what was written shows none.",
     "One trace says something about one trace. The fresh rollouts say how far it holds for this question.",
     "Direct effects ask the answer's own view; what reaches it by way of other tokens shows in the causal effect.",
     "Attention scores (flow, WAAD, FAI) are correlates, not causes; notebook 05 of the course says how well each does.",
@@ -39,8 +42,8 @@ LIMITS = (
 
 
 LISTBOX = (
-    '<span class="reasoning-list" role="listbox" tabindex="0" aria-orientation="horizontal" '
-    'aria-label="the reasoning; arrow keys go from token to token">'
+    '<span class="{0}-list" role="listbox" tabindex="0" aria-orientation="horizontal" '
+    'aria-label="the {0}; arrow keys go from token to token">'
 )
 
 
@@ -63,7 +66,7 @@ def page(explanations: Sequence[Explanation], *, command: str = "") -> str:
         scores="".join(_radio("score", k, KINDS[k].label, k == kinds[0]) for k in kinds),
         levels=_radio("level", "sentence", "sentences", False) + _radio("level", "token", "tokens", True),
         articles="\n".join(_article(e, number, kinds) for number, e in enumerate(explanations)),
-        definitions="".join(f"<dt>{_text(KINDS[k].label)}</dt><dd>{_text(KINDS[k].meaning)}.</dd>" for k in kinds),
+        definitions="".join(_definition(KINDS[k]) for k in kinds),
         trust=_text(rule),
         limits="".join(f"<li>{_text(line)}</li>" for line in LIMITS),
         made=f"<p>Made with: <code>{_text(command)}</code></p>" if command else "",
@@ -89,6 +92,11 @@ def _radio(name: str, value: str, label: str, checked: bool) -> str:
     return f'<label><input type="radio" name="{name}" value="{value}"{tick}> {_text(label)}</label>'
 
 
+def _definition(kind: Kind) -> str:
+    of = "question and reasoning" if kind.asked else "the reasoning only"
+    return f"<dt>{_text(kind.label)} ({of})</dt><dd>{_text(kind.meaning)}.</dd>"
+
+
 def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
     whose = "a given reasoning, read by" if e.pasted else "written by"
     judged = "" if e.right is None else " (right)" if e.right else f" (wrong: {e.gold} is right)"
@@ -101,22 +109,23 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         word=(HARDLY_HEADINGS if e.hardly else HEADINGS)[e.verdict],
         says=_text(e.says),
         beyond=_text(_beyond(e)),
+        words=_text(question_words(e)),
         tokens=_tokens(e, number),
         notes="".join(f"<p>{_text(note)}</p>" for note in e.notes),
         curve=_curve(e),
-        tops="".join(_top(e, kind) for kind in kinds),
+        tops="".join(_top(e, kind, of) for kind in kinds for of in PARTS),
         edges=_edges(e),
     )
 
 
 def _tokens(e: Explanation, number: int) -> str:
-    """The text as one element a token; what of the prompt is not the question is one mark. The reasoning is a list of
-    options for the arrow keys and screen readers, and the rest plain text."""
-    out, rest, inside = [], 0, False
+    """The text as one element a token; what of the prompt is not the question is one mark. Question and reasoning are
+    lists of options for the arrow keys and screen readers, and the rest plain text."""
+    out, rest, inside = [], 0, ""
     for i, (piece, part) in enumerate(e.tokens):
-        if (part == "reasoning") != inside:
-            inside = not inside
-            out.append(LISTBOX if inside else "</span>")
+        if inside and part != inside:
+            out.append("</span>")
+            inside = ""
         if part == "prompt":
             rest += 1
             continue
@@ -124,6 +133,9 @@ def _tokens(e: Explanation, number: int) -> str:
             ends = f'data-first="{i - rest}" data-last="{i - 1}"'
             out.append(f'<span class="rest" {ends}>{rest} more prompt tokens</span> ')
             rest = 0
+        if part in PARTS and not inside:
+            inside = part
+            out.append(LISTBOX.format(part))
         role = ""
         if inside:
             empty = "" if piece.strip() else ' aria-hidden="true"'
@@ -147,28 +159,29 @@ def _beyond(e: Explanation) -> str:
 
 
 def _where(e: Explanation, position: int) -> str:
-    """The part that a token belongs to, and its place: in the reasoning counted within it, as everywhere on the page,
-    in front of it named as the prompt's."""
+    """The part that a token belongs to, and its place: in question and reasoning counted within it, as everywhere on
+    the page, else named as the prompt's."""
     part = e.tokens[position][1]
-    if part == "reasoning":
-        return f"reasoning, {_place(e, position)}"
-    if position < e.first:
-        return f"{'question, ' if part == 'question' else ''}prompt token {position + 1}"
-    return part
+    if part in PARTS:
+        return f"{part}, {_place(e, position, part)}"
+    return f"prompt token {position + 1}" if position < e.first else part
 
 
-def _place(e: Explanation, position: int) -> int:
-    return position - e.first + 1
+def _place(e: Explanation, position: int, of: Part) -> int:
+    return position - (e.first if of == "reasoning" else e.in_question.first) + 1
 
 
-def _top(e: Explanation, kind: str) -> str:
+def _top(e: Explanation, kind: str, of: Part) -> str:
+    """The tokens of a part with the highest score, as a table; nothing where the part does not have the score."""
+    if of == "question" and kind not in e.in_question.scores:
+        return ""
     rows = []
-    for position, value in strongest(e, kind, 8):
-        word, place = _text(e.tokens[position][0].strip() or "space"), _place(e, position)
+    for position, value in strongest(e, kind, 8, of=of):
+        word, place = _text(e.tokens[position][0].strip() or "space"), _place(e, position, of)
         rows.append(f'<tr><td>{word}</td><td class="number">{place}</td><td class="number">{value:.3g}</td></tr>')
     value = _text(f"{KINDS[kind].label} {KINDS[kind].unit}")
-    head = f"<tr><th>token</th><th>place in the reasoning</th><th>{value}</th></tr>"
-    label = _text(f"tokens with the highest {KINDS[kind].label}")
+    head = f"<tr><th>token</th><th>place in the {of}</th><th>{value}</th></tr>"
+    label = _text(f"tokens of the {of} with the highest {KINDS[kind].label}")
     return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
 
 
@@ -178,7 +191,7 @@ def _edges(e: Explanation) -> str:
     for source, target, flow in e.edges[:10]:
         ends = [_text(f"{e.tokens[i][0].strip() or 'space'} ({_where(e, i)})") for i in (source, target)]
         rows.append(f'<tr><td>{ends[0]}</td><td>{ends[1]}</td><td class="number">{flow:.3g}</td></tr>')
-    head = "<tr><th>from token (part, place in the reasoning)</th><th>to token</th><th>flow</th></tr>"
+    head = "<tr><th>from token (part, place in it)</th><th>to token</th><th>flow</th></tr>"
     return f'<table aria-label="strongest edges of the flow">{head}{"".join(rows)}</table>'
 
 

@@ -1,7 +1,7 @@
 """Figures. Every function takes the `Axes` to draw on (or makes one) and returns it; none saves or shows.
 
 One colour a meaning, everywhere, from seaborn's colour-blind palette: see `COLOURS`. One colour map for "how much the
-answer depends on this": white (not at all) to blue (much); red stands for "speaks against the answer".
+answer depends on this": white (not at all) to blue (much); orange stands for "speaks against the answer".
 """
 
 from __future__ import annotations
@@ -36,6 +36,32 @@ GROUP_COLOURS = {
     "attention": PALETTE[4],
     "control": PALETTE[7],
 }
+SCORE_NAMES = {  # of `faithlab.token_scores`, as figures call them
+    "saliency_answer": "mask, for the answer",
+    "saliency_all": "mask, for all that follows",
+    "mask_network": "mask network",
+    "cut_answer": "hidden from the answer",
+    "cut_all": "hidden from all that follows",
+    "gradient_open": "gradient, all open",
+    "gradient_floor": "gradient, all at the floor",
+    "integrated_gradients": "integrated gradients",
+    "gradient_x_input": "gradient times input",
+    "answer_attention": "attention from the answer",
+    "last_layer": "last layer's attention",
+    "received": "attention received",
+    "rollout": "attention rollout",
+    "flow": "attention flow",
+    "waad": "WAAD (looks back)",
+    "fai": "FAI (looked back at)",
+}
+CURVE_STYLES = [  # at most six curves are told apart at a glance
+    dict(color=PALETTE[0], marker="o"),
+    dict(color=PALETTE[2], marker="s"),
+    dict(color=PALETTE[4], marker="^"),
+    dict(color=PALETTE[3], marker="v"),
+    dict(color="black", linestyle="--"),
+    dict(color="black", linestyle=":"),
+]
 EFFECT_MAP: Colormap = LinearSegmentedColormap.from_list(
     "effect", [(0.0, PALETTE[3]), (0.5, (1.0, 1.0, 1.0)), (1.0, PALETTE[0])]
 )
@@ -162,51 +188,102 @@ def intervals(
     return ax
 
 
+def levels(
+    table: pd.DataFrame, labels: Sequence[str], colours: Sequence, *, start: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """A row for each row of `table` (as made by `comparison.levels`), from the top down: a dot at `value` and a bar
+    from `low` to `high`, under its label and in its colour. A dashed line marks `start`, the value before."""
+    ax = axes_or_new(ax, (6, 0.3 * len(table) + 1.2))
+    for row, (r, colour) in enumerate(zip(table.itertuples(), colours, strict=True)):
+        ax.plot([r.low, r.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
+        ax.plot(r.value, row, "o", color=colour, markersize=6)
+    if start is not None:
+        ax.axvline(start, color="grey", linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(table)), labels)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.grid(axis="y", color="0.93")
+    ax.set_axisbelow(True)
+    sns.despine(ax=ax)
+    return ax
+
+
 def standings(
     table: pd.DataFrame, measures: Mapping[str, str], order: Sequence[str], *, chance: Mapping[str, float] | None = None
 ) -> plt.Figure:
-    """Scores as rows, truths as columns of dots with 95 % intervals; a dashed line is `chance`. `table` as made by
-    `contest.standings`, `measures` from name to heading, `order` from the lowest row up."""
-    fig, axes = plt.subplots(
-        1, len(measures), figsize=(3 * len(measures) + 2, 0.27 * len(order) + 1.4), sharey=True, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    """Scores as rows under the name of their group, truths as columns of dots with 95 % intervals; a dashed line is
+    `chance`. `table` as made by `contest.standings`, `measures` from name to heading, `order` of the scores within
+    their groups, from the lowest row up. Scores are called by their `SCORE_NAMES`."""
+    group_of = dict(zip(table["score"], table["group"], strict=True))
+    rows: list[tuple[str, str | None]] = []  # group, and score or None for the group's heading; from the top down
+    for group in [*GROUP_COLOURS, *sorted(set(group_of.values()) - set(GROUP_COLOURS))]:
+        members = [name for name in reversed(order) if group_of.get(name) == group]
+        rows += [(group, name) for name in (None, *members)] if members else []
+    size = (2.15 * len(measures) + 2.6, 0.27 * len(rows) + 1.5)
+    fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, (measure, heading) in zip(axes[0], measures.items(), strict=True):
-        part = table[table["measure"] == measure].set_index("score").reindex(order)
-        for row, r in enumerate(part.itertuples()):
-            if np.isfinite(r.value):
-                colour = GROUP_COLOURS.get(r.group, PALETTE[7])
-                ax.plot([r.low, r.high], [row, row], color=colour, linewidth=2, alpha=0.6)
-                ax.plot(r.value, row, "o", color=colour, markersize=5)
+        part = table[table["measure"] == measure].set_index("score")
+        for row, (group, name) in enumerate(rows):
+            if name in part.index and np.isfinite(part.at[name, "value"]):
+                colour = GROUP_COLOURS.get(group, PALETTE[7])
+                ax.plot(
+                    part.loc[name, ["low", "high"]].astype(float), [row, row], color=colour, linewidth=2.5, alpha=0.6
+                )
+                ax.plot(part.at[name, "value"], row, "o", color=colour, markersize=6)
         if chance is not None and measure in chance:
-            ax.axvline(chance[measure], color="grey", linestyle="--", linewidth=0.9)
-        ax.set_title(heading, fontsize=10)
+            ax.axvline(chance[measure], color="grey", linestyle="--", linewidth=1)
+        ax.set_title(heading, fontsize=11)
         ax.grid(axis="y", color="0.93")
         ax.set_axisbelow(True)
+        ax.tick_params(axis="y", length=0)
         sns.despine(ax=ax)
-    axes[0][0].set_yticks(range(len(order)), order)
-    groups = dict.fromkeys(table["group"])
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=GROUP_COLOURS.get(g, PALETTE[7]), label=g) for g in groups
-    ]
-    fig.legend(handles=handles, loc="outside lower right", ncols=len(groups), frameon=False, fontsize=9)
+    axes[0][0].set_yticks(range(len(rows)), [SCORE_NAMES.get(name, name) if name else group for group, name in rows])
+    axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
+    for tick, (group, name) in zip(axes[0][0].get_yticklabels(), rows, strict=True):
+        tick.set(fontsize=11, **({} if name else dict(weight="bold", color=GROUP_COLOURS.get(group, PALETTE[7]))))
+    return fig
+
+
+def hiding_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], shares: Sequence[float], highlighted: Sequence[str]
+) -> plt.Figure:
+    """Deletion and insertion curves beside each other, mean over traces: at most six scores in colours of their own,
+    all others thin and grey. `curves` from score to what `ranking.hiding_curves` returns for it, at `shares`."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    styles = dict(zip(highlighted, CURVE_STYLES, strict=False))
+    others = [name for name in curves if name not in styles]
+    for ax, (kind, verb) in zip(axes, (("deletion", "hidden"), ("insertion", "shown")), strict=True):
+        for name in (*others, *(name for name in styles if name in curves)):
+            style = styles.get(name, dict(color="0.78", linewidth=0.9))
+            label = SCORE_NAMES.get(name, name) if name in styles else None
+            ax.plot(shares, np.nanmean(curves[name][kind], 0), markersize=4, label=label, **style)
+        ax.set(xlabel=f"share of the tokens {verb}, highest score first", title=kind)
+        ax.axhline(0, color="grey", linewidth=0.6, linestyle=":")
+        sns.despine(ax=ax)
+    if others:
+        called = "\n".join(f"  {SCORE_NAMES.get(name, name)}" for name in others)
+        axes[1].plot([], [], color="0.78", linewidth=0.9, label=f"others:\n{called}")
+    axes[0].set_ylabel("share of the reasoning's worth left")
+    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
 
 def learning_curves(
-    log: pd.DataFrame, arms: Mapping[str, str], column: str = "reward", *, window: int = 9, ax: Axes | None = None
-) -> Axes:
+    log: pd.DataFrame, arms: Mapping[str, str], column: str = "reward", *, window: int = 9,
+    colours: Mapping[str, object] | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """A column of the training logs by step: thin lines are seeds, thick ones their mean, both as running means over
-    `window` steps. `arms` from arm to label; those without a run, or without values in the column, are left out."""
+    `window` steps. `arms` from arm to label; those without a run, or without values in the column, are left out.
+    `colours` from label to colour (default: the palette's, in the order of `arms`)."""
     ax = axes_or_new(ax, (6, 3.4))
     for k, (arm, name) in enumerate(arms.items()):  # an arm keeps its colour, whichever others are there
         runs = log[(log["arm"] == arm) & log[column].notna()].pivot(index="step", columns="seed", values=column)
         if runs.empty:
             continue
         runs = runs.rolling(window, min_periods=1, center=True).mean()
-        ax.plot(runs.index, runs, color=PALETTE[k % 10], linewidth=0.6, alpha=0.35)
+        colour = colours[name] if colours else PALETTE[k % 10]
+        ax.plot(runs.index, runs, color=colour, linewidth=0.6, alpha=0.35)
         label = f"{name} ({runs.shape[1]} seed{'s' if runs.shape[1] > 1 else ''})"
-        ax.plot(runs.index, runs.mean(axis=1), color=PALETTE[k % 10], linewidth=2, label=label)
+        ax.plot(runs.index, runs.mean(axis=1), color=colour, linewidth=2, label=label)
     ax.set(xlabel="GRPO step", ylabel=column)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sns.despine(ax=ax)

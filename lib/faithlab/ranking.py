@@ -37,7 +37,8 @@ def highest_first(scores: Sequence[float] | Tensor) -> Int[Tensor, " token"]:
 def auroc(scores, truth) -> float:
     """Area under the ROC curve: the chance that a true token scores above a false one, ties counting half.
 
-    In [0, 1], 0.5 by chance; NaN where all tokens are true or none is.
+    In [0, 1], 0.5 by chance; NaN where all tokens are true or none is. Raises `FaithlabError` unless scores and truth
+    are rows of one length.
     """
     values, labels = _ranked(scores, truth)
     yes = labels > 0
@@ -52,7 +53,7 @@ def average_precision(scores, truth) -> float:
     """Mean over true tokens of the precision among all tokens that score at least as high; in (0, 1].
 
     By chance it is above the share of true tokens: with one true token among N, (1 + 1/2 + ... + 1/N) / N. NaN where no
-    token is true.
+    token is true. Raises `FaithlabError` unless scores and truth are rows of one length.
     """
     values, labels = _ranked(scores, truth)
     yes = labels > 0
@@ -62,7 +63,8 @@ def average_precision(scores, truth) -> float:
 
 
 def top_one(scores, truth) -> float:
-    """Whether the highest score is at a true token; the share of true ones among tied highest scores."""
+    """Whether the highest score is at a true token; the share of true ones among tied highest scores. NaN without
+    tokens. Raises `FaithlabError` unless scores and truth are rows of one length."""
     values, labels = _ranked(scores, truth)
     return float((labels > 0)[values == values.max()].mean()) if len(values) else math.nan
 

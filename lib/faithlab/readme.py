@@ -1,4 +1,5 @@
-"""The README's tables, written from the committed results and the notebooks' costs so that they cannot disagree.
+"""The tables of README and teacher's page, written from the committed results and the notebooks' costs so that they
+cannot disagree.
 
 python -m faithlab.readme          (part of `make notebooks`)
 """
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +22,8 @@ from faithlab.results import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTED = re.compile(r"^(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|[^|]*\|).*$", re.MULTILINE)
+TOGETHER = re.compile(r"^(\| together \|[^|]*\|[^|]*\|).*$", re.MULTILINE)
+LESSON = re.compile(r"^(\| \d \| ((?:\d\d, )*\d\d) \|)[^|]*\|[^|]*\|(.*)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
 
 QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
@@ -29,7 +33,7 @@ HINT = "A friend says the answer is 9."
 SHOWN = [
     ("01_reasoning_traces", "nats lost without reasoning, {}"),
     ("01_reasoning_traces", "early answering, area over the curve, {}"),
-    ("02_attention_heads", "overlap lower behind high FAI"),
+    ("02_attention_heads", "jaccard behind a forced token, high less low FAI, paired"),
     ("03_attention_flow", "answer changed, {} by flow hidden"),
     ("04_saliency_masks", "decisive, average precision, {}"),
     *(
@@ -41,15 +45,20 @@ SHOWN = [
     ("08_faithful_training", "follows the wrong hint, untrained"),
     ("09_evaluation", "resampled sentences change the answer, {}"),
 ]
+# how a quantity is called in the README, where its own name needs the notebook beside it
+WORDS = {
+    "jaccard behind a forced token, high less low FAI, paired": "overlap after a forced token, where FAI is highest "
+    "less where it is lowest in the same trace",
+}
 
 
 def results_table(csv: Path) -> str:
-    """Markdown table of the results named in `SHOWN`, in that order, with intervals and n.
+    """Markdown table of the results named in `SHOWN`, in that order, with intervals, n and the command that makes it.
 
     Raises `FaithlabError` if the committed results hold none of a row's kind.
     """
     table = pd.read_csv(csv)
-    lines = ["| what | reasoner | value | 95 % interval | n | notebook |", "|---|---|---|---|---|---|"]
+    lines = ["| what | reasoner | value | 95 % interval | n | command |", "|---|---|---|---|---|---|"]
     for notebook, quantity in SHOWN:
         pattern = re.escape(quantity).replace(r"\{\}", r"((?:(?! minus ).)+)")
         found = [row for _, row in table.iterrows() if re.fullmatch(pattern, row["quantity"])]
@@ -60,25 +69,43 @@ def results_table(csv: Path) -> str:
             unit = f" {row['unit']}" if row["unit"] == "nats" else ""
             interval = f"{row['low']:z.2f} to {row['high']:z.2f}" if pd.notna(row["low"]) else ""
             cells = [
-                row["quantity"],
+                WORDS.get(row["quantity"], row["quantity"]),
                 row["reasoner"],
                 f"{row['value']:z.2f}{unit}",
                 interval,
                 str(int(row["n"])),
+                f"`make run NOTEBOOKS={notebook[:2]}`",
             ]
-            lines.append("| " + " | ".join([*cells, notebook[:2]]) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def measured(costs: dict[str, notebook_costs.Cost], stems: Iterable[str]) -> str:
+    """Two cells: the time of these notebooks one after the other, and the largest peak of memory among them; "?" for
+    what was not measured of one of them."""
+    found = [costs.get(stem) for stem in stems]
+    if not found or None in found:
+        return "? | ?"
+    peak = pd.Series([cost.peak_mb for cost in found], dtype=float).max(skipna=False)
+    return f"{notebook_costs.duration(sum(cost.seconds for cost in found))} | {notebook_costs.memory(peak)}"
+
+
 def with_costs(text: str, costs: dict[str, notebook_costs.Cost]) -> str:
-    """The README with time and memory of each notebook in its list; "?" where they were not measured."""
+    """The README with time and memory of each notebook in its list, and of all of them in its last row."""
+    stems = [stem for _, stem in LISTED.findall(text)]
+    text = LISTED.sub(lambda match: f"{match[1]} {measured(costs, [match[2]])} |", text)
+    return TOGETHER.sub(lambda match: f"{match[1]} {measured(costs, stems)} |", text)
+
+
+def with_lessons(text: str, costs: dict[str, notebook_costs.Cost]) -> str:
+    """The teacher's page with time and memory of each lesson's notebooks in its list of lessons."""
+    numbers = {stem[:2]: stem for stem in costs}
 
     def row(match: re.Match[str]) -> str:
-        cost = costs.get(match[2])
-        measured = (notebook_costs.duration(cost.seconds), notebook_costs.memory(cost.peak_mb)) if cost else ("?", "?")
-        return f"{match[1]} {' | '.join(measured)} |"
+        stems = [numbers.get(number, number) for number in match[2].split(", ")]
+        return f"{match[1]} {measured(costs, stems)} |{match[3]}"
 
-    return LISTED.sub(row, text)
+    return LESSON.sub(row, text)
 
 
 def written(text: str, results: Path) -> str:
@@ -97,7 +124,7 @@ def picture(path: Path) -> bool:
         subprocess.run([sys.executable, "-m", "faithlab.cli", *asked], check=True, stdout=subprocess.DEVNULL)
         shot, page = Path(folder) / "shot.png", Path(folder) / "page" / "explanation.html"
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        flags += [f"--user-data-dir={folder}/home", "--window-size=1400,690", f"--screenshot={shot}"]
+        flags += [f"--user-data-dir={folder}/home", "--window-size=1400,820", f"--screenshot={shot}"]
         address = f"file://{page}#score=effect&level=token&backbone=0"
         subprocess.run([browser, *flags, address], check=True, stderr=subprocess.DEVNULL, timeout=120)
         write_atomically(path, shot.read_bytes())
@@ -105,12 +132,13 @@ def picture(path: Path) -> bool:
 
 
 def main() -> None:
-    """Command line: write the tables into README.md, and renew its picture of a page."""
-    readme = ROOT / "README.md"
+    """Command line: write the tables into README.md and TEACHING.md, and renew the README's picture of a page."""
+    readme, teaching, results = ROOT / "README.md", ROOT / "notebooks" / "TEACHING.md", ROOT / "data" / "results"
     made = picture(ROOT / "figures" / "explain.png")
     print("figures/explain.png: " + ("made" if made else "left as it is, since there is no Chromium here"))
-    write_atomically(readme, written(readme.read_text(), ROOT / "data" / "results"))
-    print("README.md: tables of notebooks and results written")
+    write_atomically(readme, written(readme.read_text(), results))
+    write_atomically(teaching, with_lessons(teaching.read_text(), notebook_costs.read(results)))
+    print("README.md: tables of notebooks and results written; notebooks/TEACHING.md: table of lessons written")
 
 
 if __name__ == "__main__":

@@ -29,10 +29,12 @@ class Reasoner:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's weights are, and where its input has to be."""
         return self.model.device
 
     @property
     def pad_id(self) -> int:
+        """The id that fills up a batch: the tokenizer's pad token, else its end token, else 0."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else (self.tokenizer.eos_token_id or 0)
 
@@ -45,7 +47,8 @@ class Reasoner:
         return dataclasses.replace(self, format=format)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text` as it stands, without added special tokens; unknown words are an error naming them."""
+        """Token ids of `text` as it stands, without added special tokens. Raises `FaithlabError`, naming them, for
+        words that the tokenizer does not hold."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         unknown_id = self.tokenizer.unk_token_id
         if unknown_id is not None and unknown_id in ids:
@@ -116,6 +119,11 @@ class Reasoner:
         `openings` gives each problem a beginning of the completion that the model has to continue (a reasoning so far,
         or reasoning and marker); it belongs to the trace's completion. The result is the same for every batch size,
         up to ties within rounding.
+
+        Raises:
+            FaithlabError: unlike numbers of problems and openings, `n` below 1 or a setting of `generate_ids` out of
+                range, a problem without a question or with words that the tokenizer does not hold, a prompt that fills
+                the model's window, or logits that are not finite.
         """
         problems = [problems] if isinstance(problems, (str, Mapping)) else list(problems)
         openings = [""] * len(problems) if openings is None else list(openings)

@@ -87,6 +87,9 @@ def record(model, batch: Batch, layers: Sequence[int], *, entropy: bool = False)
 
     Without entropies the pass ends in the last layer that is read. Logits are never made for all tokens at once:
     entropies are computed from the last hidden states, some at a time.
+
+    Raises:
+        FaithlabError: a layer without attention that can be recorded, or with sinks beside the tokens.
     """
     tape, hidden = _Tape(layers, end=not entropy), None
     with intercepted(model, tape), suppress(_Enough):

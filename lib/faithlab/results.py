@@ -85,7 +85,10 @@ class Gathered(list):
 
 
 def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with every field present and plain Python values; see `write_results` for the rules."""
+    """The rows with every field present and plain Python values; see `write_results` for the rules.
+
+    Raises `FaithlabError`, naming the row, for the first that breaks them.
+    """
     checked: list[dict[str, Any]] = []
     seen: set[tuple[Any, Any]] = set()
     for number, row in enumerate(rows, start=1):
@@ -173,7 +176,8 @@ def gather_results(folder: str | Path, only: Iterable[str] | None = None) -> pd.
 
 
 def keep_results(table: pd.DataFrame, path: Path) -> None:
-    """Put a run's table of results into a committed CSV: rows of the same notebooks are replaced, others stay.
+    """Put a run's table of results into a committed CSV: rows of the same notebooks are replaced, others stay. Six
+    significant digits are kept: a table that rounds them again then shows what the notebook printed.
 
     Raises:
         FaithlabError: the file cannot be written.
@@ -186,7 +190,7 @@ def keep_results(table: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = table.sort_values("notebook", kind="stable")
     # A gap stays a gap whether it was just measured or read back, so that a second writing changes nothing.
-    ordered = ordered.map(lambda v: (f"{v:.4g}" if isinstance(v, float) else v) if pd.notna(v) else None)
+    ordered = ordered.map(lambda v: (f"{v:.6g}" if isinstance(v, float) else v) if pd.notna(v) else None)
     write_atomically(path, ordered.to_csv(index=False))
 
 

@@ -76,7 +76,7 @@ def format_reward(completions, **columns) -> list[float]:
 
 def length_reward(limit: int, tail: int) -> Callable[..., list[float]]:
     """TRL's soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): 0 for completions of up to `limit - tail`
-    tokens, falling to -1 at `limit`."""
+    tokens, falling to -1 at `limit`. Raises `FaithlabError` unless both are whole and 1 <= tail <= limit."""
     from trl.rewards import get_soft_overlong_punishment  # late: importing TRL takes seconds
 
     check_number("limit", limit, 1, whole=True)
@@ -118,7 +118,8 @@ class SaliencyReward:
     The model is left as it was, and only the mask gets gradient. Seconds, mean saliency and the mask network's loss go
     to `log_metric`, where the trainer passes it.
 
-    Raises `FaithlabError` for unknown names, and for combinations that have no meaning.
+    Raises `FaithlabError` for unknown names, for combinations that have no meaning, and when it is called without the
+    column `answer` that `gate` or `target` needs.
     """
 
     def __init__(
@@ -188,7 +189,8 @@ class SaliencyReward:
         return rewards
 
     def of_traces(self, traces: Sequence[Trace], *, log_metric=None) -> list[float | None]:
-        """The reward of each trace, before any gate."""
+        """The reward of each trace, before any gate. Raises `FaithlabError` for target "gold" if the `problem` of a
+        trace has no answer."""
         if self.target == "gold":
             if any("answer" not in (t.problem or {}) for t in traces):
                 raise FaithlabError("target='gold' needs the right answer of each rollout: a data-set column 'answer'")

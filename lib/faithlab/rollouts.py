@@ -90,6 +90,7 @@ def score_rollouts(
     layers: str | Sequence[int] = "middle",
     groups: AttentionSummary | None = None,
     horizon: tuple[int, int | None] = heads.HORIZON,
+    fraction: float = heads.FRACTION,
     seed: int = 0,
     saliency: Mapping | None = None,
 ) -> tuple[dict[str, Float[Tensor, "batch completion"]], AttentionSummary | None]:
@@ -98,7 +99,7 @@ def score_rollouts(
 
     Args:
         width: columns of the completions.
-        layers, groups, horizon: of `attention.capture`; `groups` freezes the choice of local and global heads.
+        layers, groups, horizon, fraction: of `attention.capture`; `groups` freezes the choice of local and global heads.
         seed: of the random score.
         saliency: options of `faithlab.saliency.optimise_mask` for the score "saliency".
 
@@ -110,7 +111,8 @@ def score_rollouts(
     out = {name: torch.full((len(traces), width), torch.nan) for name in names}
     wanted = tuple(dict.fromkeys(SCORES[n] for n in names if SCORES[n]))
     if wanted:
-        groups = _from_attention(out, wanted, reasoner, traces, dict(layers=layers, groups=groups, horizon=horizon))
+        options = dict(layers=layers, groups=groups, horizon=horizon, fraction=fraction)
+        groups = _from_attention(out, wanted, reasoner, traces, options)
     if "random" in out:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(traces), width, generator=generator)

@@ -13,7 +13,11 @@ from faithlab.results import write_atomically
 
 
 def new_folder(output: Path, name: str | None = None) -> Path:
-    """Make the run's folder in `output`: called `name`, which must be new, or after the date and time."""
+    """Make the run's folder in `output`: called `name`, which must be new, or after the date and time.
+
+    Raises:
+        FaithlabError: a name that is taken or cannot be a folder's, or a folder that cannot be made.
+    """
     if name is not None and (not name.strip() or name in (".", "..") or Path(name).name != name):
         raise FaithlabError(
             f"--name {name!r} is no name of a folder; use letters and digits, and --output for the place"
@@ -33,7 +37,11 @@ def new_folder(output: Path, name: str | None = None) -> Path:
 
 
 def fresh_part(run: Path, part: str) -> Path:
-    """An empty folder `run/part`; what an earlier attempt left there is kept under `run/earlier_attempts/`."""
+    """An empty folder `run/part`; what an earlier attempt left there is kept under `run/earlier_attempts/`.
+
+    Raises:
+        FaithlabError: the folder cannot be made, or the earlier one not moved.
+    """
     path = run / part
     try:
         if path.exists():

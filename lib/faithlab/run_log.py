@@ -45,6 +45,7 @@ class RunLog(TrainerCallback):
         self.trainer, self.folder, self.keep_every = trainer, Path(folder), keep_every
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Drop rollouts of steps that will come again; in a resumed run, keep the model if it is the best so far."""
         if state.is_world_process_zero and (path := self.folder / "rollouts.jsonl").is_file():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))  # what came after the checkpoint comes again
@@ -52,6 +53,7 @@ class RunLog(TrainerCallback):
             self.on_save(args, state, control)  # the run may have been killed between a checkpoint and this
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write both logs anew, a row for each step so far; every `keep_every` steps, and at step 1, keep rollouts."""
         if not state.is_world_process_zero or "reward" not in (logs or {}):
             return
         rows = [row for row in state.log_history if "reward" in row]

@@ -70,6 +70,21 @@ def load_runs(results: str | Path | None = None) -> tuple[pd.DataFrame, pd.DataF
     return found[0], found[1]
 
 
+def seeds_done(held: pd.DataFrame, plan: str | Path | None = None) -> pd.DataFrame:
+    """How many seeds of each arm the plan asks for (column `planned`) and how many are finished (`done`).
+
+    Args:
+        held: the held-out problems of `load_runs`.
+        plan: a plan's CSV, the committed one unless given.
+
+    Raises `FaithlabError` for a plan that cannot be read (see `read_plan`).
+    """
+    path = Path(plan) if plan is not None else data_folder() / "results" / "training" / "plan.csv"
+    asked = pd.DataFrame(read_plan(path), columns=["arm", "seed"])
+    counts = {name: table.groupby("arm")["seed"].nunique() for name, table in (("planned", asked), ("done", held))}
+    return pd.DataFrame(counts).fillna(0).astype(int).loc[lambda t: t["planned"] > 0]
+
+
 def keep(run: Path, results: Path, name: str) -> None:
     """Copy what is worth committing of a finished run."""
     results.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ def _saliency(reasoner, traces, *, name, seed, network=None, horizon=None, **opt
 
 @_register("mask")
 def mask_network(reasoner, traces, *, network: MaskNetwork | None = None, **unused) -> Scores:
-    """What a trained `faithlab.mask_network.MaskNetwork` predicts for this policy."""
+    """What `network`, a trained `faithlab.mask_network.MaskNetwork`, predicts. Raises `FaithlabError` without one."""
     if network is None:
         raise FaithlabError("the score 'mask_network' needs network=, a trained MaskNetwork")
     return predict_masks(network, reasoner.model, traces, pad_id=reasoner.pad_id)

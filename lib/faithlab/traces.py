@@ -90,22 +90,27 @@ class Trace:
 
     @property
     def text(self) -> str:
+        """All of the rollout, prompt included: `pieces` joined (empty where there are none)."""
         return "".join(self.pieces)
 
     def text_of(self, span: SpanName) -> str:
+        """The text of the named span as it stands, with the white space around it."""
         where = getattr(self, span)
         return "".join(self.pieces[where])
 
     @property
     def prompt_text(self) -> str:
+        """The text of the prompt as it stands."""
         return self.text_of("prompt")
 
     @property
     def reasoning_text(self) -> str:
+        """The text of the reasoning, stripped of white space."""
         return self.text_of("reasoning").strip()
 
     @property
     def answer_text(self) -> str:
+        """The text of the answer, stripped of white space; empty where there is none."""
         return self.text_of("answer").strip()
 
     @property

@@ -56,7 +56,11 @@ def reward_of(arm: Arm, reasoner: Reasoner):
 
 
 def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save: bool = True):
-    """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`."""
+    """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`.
+
+    Raises `FaithlabError` for rollouts that do not split among the processes, `lora` without the package peft, and
+    whatever `load_reasoner`, the task or the trainer refuse.
+    """
     from accelerate import PartialState
     from transformers import PrinterCallback, set_seed  # late, as TRL below: importing them takes seconds
 

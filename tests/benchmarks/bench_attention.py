@@ -1,36 +1,26 @@
 """Reading attention and tracing flow: memory, time and growth, against the usual ways in the same run."""
 
 import math
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import harness
 import networkx as nx
 import pytest
 import torch
-from peak import random_trace
 from test_flow import attention, by_networkx
 
 from faithlab.attention import capture
 from faithlab.flow import trace_flow, trace_flows
 from faithlab.models import load_reasoner
+from faithlab.peaks import peak, random_trace
 
 pytestmark = pytest.mark.timeout(1800)
 TOKENS = 2048
 
 
-def peak(what: str, tokens: int) -> float:
-    """Bytes above the loaded model, in a fresh process."""
-    script = Path(__file__).with_name("peak.py")
-    done = subprocess.run([sys.executable, script, what, str(tokens)], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def test_memory_of_capture(bench_row):
-    ours, plain = peak("capture", TOKENS), peak("eager", TOKENS)
-    bare = peak("plain", TOKENS)
+    ours, plain = peak("capture of attention", TOKENS), peak("attention of all layers", TOKENS)
+    bare = peak("forward pass, logits of the last token", TOKENS)
     name = f"extra memory, smollm2, N = {TOKENS}, output_attentions / capture"
     bench_row(harness.single(name, "MB", ours / 2**20, plain / 2**20, plain / ours, aim=20))
     ours, plain = ours - bare, plain - bare
@@ -39,7 +29,7 @@ def test_memory_of_capture(bench_row):
 
 
 def test_capture_of_8192_tokens_in_6_gb(bench_row):
-    used = peak("capture", 8192) / 2**30
+    used = peak("capture of attention", 8192) / 2**30
     layers, heads = 30, 9
     usual = layers * heads * 8192**2 * 4 / 2**30
     bench_row(harness.single("extra memory, smollm2, N = 8192 (usual: all maps)", "GB", used, usual, 6 / used, aim=1))

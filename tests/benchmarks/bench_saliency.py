@@ -5,7 +5,6 @@ import functools
 import harness
 import pytest
 import torch
-from bench_attention import peak
 from bench_reasoners import reasoner
 
 from faithlab import tasks
@@ -13,6 +12,7 @@ from faithlab.arms import Arm
 from faithlab.attention import causal_bias
 from faithlab.biases import frozen
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
+from faithlab.peaks import peak
 from faithlab.planted import planted
 from faithlab.ranking import auroc, spearman
 from faithlab.saliency import FLOOR, RATE, SPARSITY, optimise_mask
@@ -179,6 +179,6 @@ def test_mask_network_after_drift(bench_row, tmp_path):
 
 
 def test_memory_of_the_mask(bench_row):
-    ours, plain = peak("mask", 256), peak("batch", 256)
+    ours, plain = peak("mask, scope answer", 256, traces=16), peak("forward pass", 256, traces=16)
     name = "extra memory, smollm2, 16 x 256 tokens, plain forward pass / mask"
     bench_row(harness.single(name, "MB", ours / 2**20, plain / 2**20, plain / ours, aim=1 / 1.5))

@@ -93,6 +93,7 @@ class Record(TrainerCallback):
         self.path, self.settings, self.since = output / "training.json", settings, time.perf_counter()
 
     def on_save(self, args, state, control, **kwargs):
+        """Write `training.json`: the settings, and the seconds of training so far; and print the step."""
         before = json.loads(self.path.read_text())["seconds"] if self.path.is_file() else 0.0
         now = time.perf_counter()
         write_atomically(self.path, json.dumps(dict(self.settings, seconds=before + now - self.since), indent=1))

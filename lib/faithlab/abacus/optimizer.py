@@ -27,16 +27,18 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure=None):
-        """One step of both. A closure is not supported, for both would evaluate it."""
+        """One step of both. Raises NotImplementedError for a closure, since both would evaluate it."""
         if closure is not None:
             raise NotImplementedError("MuonAdamW takes no closure")
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict:
+        """The states of the parts, `{"parts": [Muon's, AdamW's]}`."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Load what `state_dict` gave. The parts then make new parameter groups, which become the groups of both."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]

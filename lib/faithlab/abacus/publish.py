@@ -130,6 +130,9 @@ def publish(run: Path, *, n: int = 400, hours: str = "", last: int = 0) -> Path:
     """Measure, choose, copy and write the card; returns the folder with the published checkpoint.
 
     `last` limits the choice to that many checkpoints from the training's end (0: all of them).
+
+    Raises:
+        FaithlabError: there is no checkpoint in `run`.
     """
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-last:]
     if not checkpoints:

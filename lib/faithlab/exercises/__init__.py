@@ -106,7 +106,7 @@ def refuse_text(answer: Any, *, like_numbers: bool = False) -> None:
 
 
 def exercise(function: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Enter a check under its name; names are unique in the course."""
+    """Enter a check under its name; names are unique in the course. Raises ValueError for one that is taken."""
     if function.__name__ in CHECKS:
         raise ValueError(f"two exercises are called {function.__name__!r}")
     CHECKS[function.__name__] = function

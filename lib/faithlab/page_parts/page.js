@@ -3,7 +3,15 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.querySelector("form.controls");
 const articles = [...document.querySelectorAll("article")];
-const tokens = articles.map((a) => [...a.querySelectorAll(".t.reasoning")]);
+// What can be coloured: the reasoning, and the question where the prompt holds it; of each its scores and elements.
+const parts = data.map((e, a) =>
+  [{ of: "question", ...e.in_question }, { ...e, of: "reasoning" }]
+    .filter((part) => part.first !== null)
+    .map((part) => ({
+      ...part,
+      list: articles[a].querySelector(`.${part.of}-list`),
+      tokens: [...articles[a].querySelectorAll(`.t.${part.of}`)],
+    })));
 const number = (v) => (v === null ? "undefined" : Number(v.toPrecision(3)).toString());
 const FIXED = { saliency: [0, 1] };
 const SIGNED = new Set(["effect", "direct"]);
@@ -13,17 +21,18 @@ function chosen() {
   return { score: read.get("score"), level: read.get("level"), backbone: read.get("backbone") === "on" };
 }
 
-// One value a reasoning token: its own, or its sentence's.
-function values(explanation, score, level) {
-  if (level === "token") return explanation.scores[score];
-  const out = explanation.scores[score].map(() => null);
-  explanation.sentences.forEach(([first, last], k) => {
-    for (let i = first; i <= last; i++) out[i - explanation.first] = explanation.sentence_scores[score][k];
+// One value a token of the part: its own, or its sentence's. Nothing where the score is not measured of the part.
+function values(part, score, level) {
+  if (!(score in part.scores)) return null;
+  if (level === "token") return part.scores[score];
+  const out = part.scores[score].map(() => null);
+  part.sentences.forEach(([first, last], k) => {
+    for (let i = first; i <= last; i++) out[i - part.first] = part.sentence_scores[score][k];
   });
   return out;
 }
 
-// The ends of the colour scale, shared by all columns: effects from 0 on, attention profiles from their smallest value.
+// The ends of the colour scale, shared by all columns and parts: effects from 0 on, attention profiles from their smallest value.
 function ends(all, score) {
   if (FIXED[score]) return FIXED[score];
   const known = all.flat().filter((v) => v !== null);
@@ -35,20 +44,25 @@ function ends(all, score) {
 
 function paint() {
   const { score, level, backbone } = chosen();
-  const all = data.map((e) => values(e, score, level));
-  const [low, high] = ends(all, score);
-  all.forEach((column, a) => {
-    column.forEach((v, i) => {
-      const span = tokens[a][i];
-      span.classList.toggle("undefined", v === null);
-      span.classList.toggle("negative", v !== null && SIGNED.has(score) && v < -0.02 * high);
-      const share = v === null ? 0 : Math.min(1, Math.abs(v - low) / (high - low || 1));
+  const all = parts.flat().map((part) => [part, values(part, score, level)]);
+  const [low, high] = ends(all.map(([, column]) => column || []), score);
+  for (const [part, column] of all) {
+    part.tokens.forEach((span, i) => {
+      const v = column && column[i];
+      const known = v !== null;
+      span.classList.toggle("undefined", column !== null && !known);
+      span.classList.toggle("negative", known && SIGNED.has(score) && v < -0.02 * high);
+      const share = known ? Math.min(1, Math.abs(v - low) / (high - low || 1)) : 0;
       const hue = SIGNED.has(score) && v < 0 ? "--orange" : "--blue";
-      span.style.backgroundColor = v === null ? "" : `rgba(var(${hue}), ${(0.75 * share).toFixed(3)})`;
+      span.style.backgroundColor = known ? `rgba(var(${hue}), ${(0.75 * share).toFixed(3)})` : "";
     });
-  });
+  }
   const kind = data[0].kinds[score];
-  document.querySelectorAll(".what").forEach((p) => (p.textContent = `${kind.label}: ${kind.meaning}.`));
+  const of = kind.asked ? "Of question and reasoning." : "Of the reasoning only: it is not measured of the question, which stays without colour.";
+  articles.forEach((article, a) => {
+    const asked = parts[a].length > 1 ? of : "";
+    article.querySelector(".what").textContent = `${kind.label}: ${kind.meaning}. ${asked}`;
+  });
   document.querySelectorAll(".legend .low").forEach((e) => (e.textContent = number(low)));
   document.querySelectorAll(".legend .high").forEach((e) => (e.textContent = `${number(high)} ${kind.unit}`));
   document.querySelectorAll("table.top").forEach((t) => t.classList.toggle("hidden", t.dataset.score !== score));
@@ -80,49 +94,57 @@ function arcs(a, show) {
 }
 
 // The token under the cursor or the arrow keys, in words; the status line is read out by screen readers.
-const at = articles.map(() => -1);
+const at = articles.map(() => null);
 function say(a) {
   const status = articles[a].querySelector(".status");
-  if (at[a] < 0) return;
+  if (!at[a]) return;
+  const { part, i } = at[a];
   const { score, level } = chosen();
-  const column = values(data[a], score, level);
-  const v = column[at[a]];
-  const rank = v === null ? 0 : 1 + new Set(column.filter((w) => w !== null && w > v)).size;
+  const column = values(part, score, level);
   const kind = data[0].kinds[score];
-  const word = tokens[a][at[a]].textContent.trim() || "space";
-  const place = v === null ? "" : `, rank ${rank}`;
-  status.textContent = `${level === "token" ? "token" : "sentence of"} “${word}”: ${kind.label} ${number(v)} ${kind.unit}${place}`;
+  const word = `“${part.tokens[i].textContent.trim() || "space"}” of the ${part.of}`;
+  const token = `${level === "token" ? "token" : "sentence of"} ${word}`;
+  if (column === null) {
+    status.textContent = `${token}: ${kind.label} is not measured of the ${part.of}`;
+    return;
+  }
+  const v = column[i];
+  const rank = v === null ? 0 : 1 + new Set(column.filter((w) => w !== null && w > v)).size;
+  const place = v === null ? "" : `, rank ${rank} in the ${part.of}`;
+  status.textContent = `${token}: ${kind.label} ${number(v)} ${kind.unit}${place}`;
 }
 
-function choose(a, i) {
-  if (at[a] >= 0) {
-    tokens[a][at[a]].classList.remove("chosen");
-    tokens[a][at[a]].setAttribute("aria-selected", "false");
+function choose(a, part, i) {
+  if (at[a]) {
+    const before = at[a].part.tokens[at[a].i];
+    before.classList.remove("chosen");
+    before.setAttribute("aria-selected", "false");
+    at[a].part.list.removeAttribute("aria-activedescendant");
   }
-  at[a] = Math.max(0, Math.min(tokens[a].length - 1, i));
-  const span = tokens[a][at[a]];
+  at[a] = { part, i };
+  const span = part.tokens[i];
   span.classList.add("chosen");
   span.setAttribute("aria-selected", "true");
-  articles[a].querySelector(".reasoning-list").setAttribute("aria-activedescendant", span.id);
+  part.list.setAttribute("aria-activedescendant", span.id);
   span.scrollIntoView({ block: "nearest" });
   say(a);
 }
 
-articles.forEach((article, a) => {
-  const text = article.querySelector(".reasoning-list");
-  text.addEventListener("click", (event) => {
-    const i = tokens[a].indexOf(event.target);
-    if (i >= 0) choose(a, i);
+parts.forEach((some, a) => some.forEach((part) => {
+  part.list.addEventListener("click", (event) => {
+    const i = part.tokens.indexOf(event.target);
+    if (i >= 0) choose(a, part, i);
   });
-  text.addEventListener("keydown", (event) => {
+  part.list.addEventListener("keydown", (event) => {
     const way = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: 1, End: -1 }[event.key];
     if (way === undefined) return;
     event.preventDefault();
-    let next = { Home: 0, End: tokens[a].length - 1 }[event.key] ?? at[a] + way;
-    while (tokens[a][next] && !tokens[a][next].textContent.trim()) next += way; // white space is no stop
-    if (tokens[a][next]) choose(a, next);
+    const here = at[a] && at[a].part === part ? at[a].i : -1;
+    let next = { Home: 0, End: part.tokens.length - 1 }[event.key] ?? here + way;
+    while (part.tokens[next] && !part.tokens[next].textContent.trim()) next += way; // white space is no stop
+    if (part.tokens[next]) choose(a, part, next);
   });
-});
+}));
 
 const wanted = new URLSearchParams(location.hash.slice(1));
 for (const name of ["score", "level"]) {

@@ -79,5 +79,6 @@ def load(name: str, *, split: str = "train", n: int | None = None, seed: int = 0
 
 
 def scorer(name: str) -> Scorer:
-    """The function that compares a prediction with a row of the task: `scorer(name)(prediction, problem) -> Score`."""
+    """The function that compares a prediction with a row of the task: `scorer(name)(prediction, problem) -> Score`.
+    Raises `FaithlabError` for an unknown task."""
     return _task(name).score

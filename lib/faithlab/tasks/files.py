@@ -27,16 +27,20 @@ class Row:
     where: str
 
     def text(self, name: str) -> str:
-        """The field as a string that is not blank."""
+        """The field as a string. Raises `FaithlabError` if it is missing, no text, blank, or not valid Unicode."""
         value = self.value(name)
         if not isinstance(value, str) or not value.strip():
             raise FaithlabError(f"{self.where}: field {name!r} should be text; got {value!r:.60}.")
-        if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+        return self.whole(name, value)
+
+    def whole(self, name: str, text: str) -> str:
+        """A text of the field. Raises `FaithlabError` if it is not valid Unicode."""
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
             raise FaithlabError(f"{self.where}: field {name!r} holds half a character (a lone surrogate).")
-        return value
+        return text
 
     def value(self, name: str) -> Any:
-        """The field as it is; an error if the row lacks it."""
+        """The field as it is. Raises `FaithlabError` if the row lacks it or holds None."""
         if name not in self.fields or self.fields[name] is None:
             there = ", ".join(map(str, self.fields)) or "none"
             raise FaithlabError(f"{self.where}: field {name!r} is missing; fields of this row: {there}.")

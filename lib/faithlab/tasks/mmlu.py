@@ -74,7 +74,7 @@ def _rows(split: str, path: str | Path | None) -> Iterator[tuple[Row, str]]:
 def _problem(row: Row, subject: str) -> dict:
     choices = _choices(row)
     letter = string.ascii_uppercase[_index(row, len(choices))]
-    subject = str(row.fields.get("subject") or subject)
+    subject = row.whole("subject", str(row.fields.get("subject") or subject))
     question = format_question(row.text("question"), choices)
     return dict(question=question, answer=letter, choices=choices, subject=subject)
 
@@ -97,7 +97,7 @@ def _choices(row: Row) -> list[str]:
                 choices = None
     if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise FaithlabError(f"{row.where}: field 'choices' should be a list of options (JSON in CSV files).")
-    return [str(choice).strip() for choice in choices]
+    return [row.whole("choices", str(choice).strip()) for choice in choices]
 
 
 def _index(row: Row, n_choices: int) -> int:

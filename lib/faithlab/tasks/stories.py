@@ -61,6 +61,7 @@ class Story:
 
     @property
     def answer(self) -> int:
+        """How many of `item` the target has, in 1..`MAX_VALUE`."""
         return self.order[-1].value
 
 
@@ -144,8 +145,7 @@ def _believe(rng: random.Random, todo: Sequence[Fact], error_rate: float) -> dic
 def demonstrate(rng: random.Random, story: Story, style: str, error_rate: float) -> tuple[str, int]:
     """A reasoning text in `style` and the value it reaches.
 
-    Each computed step is wrong with probability `error_rate` (by 1, 2 or 10, either way), and later steps build on the
-    wrong value, as a reasoner's would.
+    Each computed step is wrong with probability `error_rate` (by 1, 2 or 10, either way), and later ones build on it.
     """
     plan_rate, filler_rate, distractor_rate = ORNAMENTS[style]
     plan = [plan_sentence(f) for f in reversed(story.order) if f.operands] if rng.random() < plan_rate else []
@@ -253,7 +253,7 @@ def rows(
     error_rate: float = 0.0,
     follow: float = 0.5,
 ) -> Iterator[dict]:
-    """An endless seeded stream of rows of one split; the same arguments give the same stream."""
+    """An endless stream of rows of one split, the same for the same arguments. Raises as `load`, at the first row."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     hops = _ends("hops", hops, 1, 5, "stories have 1 to 5 hops")

@@ -47,7 +47,8 @@ class Fact:
 
 
 def fact_sentence(fact: Fact, item: str) -> str:
-    """The sentence that states `fact` in the question, e.g. "Ben has 4 more pears than Ada."."""
+    """The sentence that states `fact` in the question, e.g. "Ben has 4 more pears than Ada.". Raises ValueError for an
+    unknown relation."""
     first = fact.operands[0] if fact.operands else None
     match fact.relation:
         case "base":
@@ -67,7 +68,8 @@ def question_sentence(target: str, item: str) -> str:
 
 
 def compute(relation: str, operands: Sequence[int], amount: int | None) -> tuple[str, int]:
-    """The expression a reasoner writes for one step and its right value; an odd number is halved downwards."""
+    """The expression a reasoner writes for one step and its right value; an odd number is halved downwards. Raises
+    ValueError for any relation that is not one of `RELATIONS`."""
     match relation:
         case "more":
             return f"{operands[0]} + {amount}", operands[0] + amount

@@ -1,0 +1,121 @@
+"""The output folder of `faithlab evaluate`: what it is for, what of it is finished, and what may go on in it.
+
+    evaluation.json     the settings, a digest of the problems, the reasoners; and the summary when all is done
+    NAME.problems.csv   one row a problem, of one reasoner (`faithlab.measures`); written a part at a time
+
+Task, options, split, groups, samples, temperature and seed must be those of the folder. Reasoners may be added, for
+each has a table of its own, and so may problems, if those measured are the first of them. A checkpoint that changed
+since is another reasoner. What the folder is for is noted with the first problems that are saved, so that a mistake in
+the command costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from faithlab.errors import FaithlabError
+from faithlab.paths import fingerprint
+from faithlab.results import write_atomically
+
+
+class EvaluationFolder:
+    """The tables of one evaluation. `settings` are those of the command, with the number `n` of problems; `rows` are
+    the problems; `reasoners` maps labels to names, folders or hub ids.
+
+    Raises `FaithlabError` if the folder cannot be made, is damaged, or is for something else.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping], reasoners: Mapping[str, str]):
+        self.path, self.record_path = path, path / "evaluation.json"
+        self.settings = json.loads(json.dumps(settings, default=str))  # as JSON gives them back
+        self.digest = digest_of(rows)
+        self.sources = {name: dict(source=str(s), weights=_weights(s)) for name, s in reasoners.items()}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FaithlabError(f"cannot make {path}: {error.strerror}; choose another --output") from error
+        record = self._record()
+        if record:
+            self._refuse_another(record["settings"], record["problems"], rows)
+        for name in reasoners:
+            self._refuse_other_weights(name, record.get("reasoners", {}))
+
+    def table_path(self, name: str) -> Path:
+        """Where a reasoner's problems are."""
+        return self.path / f"{name}.problems.csv"
+
+    def finished(self, name: str) -> pd.DataFrame:
+        """A reasoner's problems so far; no rows if there are none."""
+        return pd.read_csv(self.table_path(name)) if self.table_path(name).is_file() else pd.DataFrame()
+
+    def save(self, name: str, table: pd.DataFrame) -> None:
+        """Write a reasoner's problems so far, and what the folder is for."""
+        record = self._record()  # again: another command may have added a reasoner since
+        reasoners = record.get("reasoners", {}) | {name: self.sources[name]}
+        record = dict(settings=self.settings, problems=self.digest, reasoners=reasoners)
+        write_atomically(self.record_path, json.dumps(record, indent=1) + "\n")
+        write_atomically(self.table_path(name), table.to_csv(index=False, float_format="%.6g"))
+
+    def _record(self) -> dict[str, Any]:
+        if not self.record_path.is_file():
+            return {}
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            record["settings"]["n"], record["problems"], dict(record["reasoners"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FaithlabError(
+                f"{self.record_path} is damaged or of another version; give another --output"
+            ) from error
+        return record
+
+    def _refuse_another(self, before: Mapping[str, Any], digest: str, rows: Sequence[Mapping]) -> None:
+        names = dict.fromkeys([*self.settings, *before])
+        other = [name for name in names if name != "n" and self.settings.get(name) != before.get(name)]
+        if other:
+            raise FaithlabError(
+                f"{self.path} holds another evaluation (other {', '.join(other)}); give another --output"
+            )
+        n, now = before["n"], len(rows)
+        if now < n:
+            raise FaithlabError(f"{self.path} is for {n} problems; give --n {n} or more, or another --output")
+        if digest_of(rows[:n]) != digest:
+            task = self.settings["task"]
+            raise FaithlabError(
+                f"the {n} problems of {self.path} are not the first of these {now}, so they do not count among them: "
+                f"{task} chooses others for each n; give --n {n}, or another --output"
+                if now > n
+                else f"{self.path} is for other problems of {task}: its data have changed since; give another --output"
+            )
+
+    def _refuse_other_weights(self, name: str, known: Mapping[str, Mapping]) -> None:
+        if name not in known:
+            if self.table_path(name).exists():
+                raise FaithlabError(
+                    f"{self.table_path(name)} is there, and {self.record_path.name} does not say what of; move it, or "
+                    "give another --output"
+                )
+            return
+        # the same weights in another place are the same reasoner; a name or hub id has no fingerprint
+        key = "weights" if self.sources[name]["weights"] else "source"
+        if known[name][key] != self.sources[name][key]:
+            raise FaithlabError(
+                f"{self.path} holds another {name}, from {known[name]['source']} or of other weights; give another "
+                "--output"
+            )
+
+
+def digest_of(rows: Sequence[Mapping]) -> str:
+    """Twelve hexadecimal digits that change with any problem or their order."""
+    return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _weights(source: str) -> str | None:
+    """What tells one state of a checkpoint's folder from another, such as `best/` of a run that goes on."""
+    folder = Path(str(source)).expanduser()
+    return fingerprint(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None
