@@ -93,6 +93,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def keep_only(names: set[str], path: Path = RESULTS) -> None:
+    """Drop the rows of other names from the file of results."""
+    found = json.loads(path.read_text())
+    found["rows"] = [row for row in found["rows"] if row["name"] in names]
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+
+
 def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
     """Put the rows into the file of results, each in the place of the older one of its name. The other rows stay if
     they were measured on the same machine with as many threads; the file of another one is kept beside it."""
