@@ -3,17 +3,45 @@
 What runs is the student's copy, so that its stubs are met as a student meets them, with the solution behind each stub.
 """
 
+import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from test_models import as_on_the_hub
 
 from faithlab.cli import main
 from faithlab.course import exercises_of, student_copy
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SCALING = "10_scaling_up"
+
+
+def more_arguments(path, folder):
+    """Notebook 10 gets a model in a folder, as a hub would leave it, and a file of MMLU's form: so that what it has for
+    a large model runs too."""
+    if path.stem != SCALING:
+        return []
+    as_on_the_hub(folder / "hub", "someone/tiny-llama")
+    (folder / "sums_test.csv").write_text("".join(f'"What is {i} + 1?",{i + 1},{i + 2},{i},9,A\n' for i in range(3)))
+    model = folder / "hub" / "models--someone--tiny-llama" / "snapshots" / ("0" * 40)
+    return ["-p", "large_reasoner", str(model), "-p", "mmlu_path", str(folder / "sums_test.csv"), "-p", "n_large", "3"]
+
+
+def check_scaling(results, printed):
+    """Real questions, the hub's layout, the large model: all were evaluated, on as many problems as asked."""
+    found = results.set_index(["reasoner", "quantity"])
+    assert found.loc[("smollm2", "two questions of our own: right"), "n"] == 2
+    for task in ("gsm8k", "mmlu"):
+        assert found.loc[("tiny-llama", f"smoke test of {task} by hub id: problems evaluated"), "value"] == 2
+    for task, n in (("gsm8k", 2), ("mmlu", 3)):
+        assert found.loc[(f"large: {'0' * 40}", f"{task}: right"), "n"] == n
+        assert f"{task}, {n} problems, 0 examples each" in printed, "by the conventions of lm-eval too"
 
 
 @pytest.mark.notebooks
@@ -27,13 +55,29 @@ def test_notebook_runs_and_reports(path, tmp_path):
     folder.mkdir()
     nbformat.write(copy, folder / path.name)
     out = tmp_path / "out"
-    assert main(["notebooks", path.stem, "--folder", str(folder), "--profile", "tiny", "--output", str(out)]) == 0
+    call = ["notebooks", path.stem, "--folder", str(folder), "--profile", "tiny", "--output", str(out)]
+    assert main([*call, *more_arguments(path, tmp_path)]) == 0
     [table] = out.glob("*/results.csv")
     results = pd.read_csv(table)
     assert set(results["notebook"]) == {path.stem} and len(results) > 3
     assert (results["n"].dropna() > 0).all()
     assert list(out.glob("*/*/figures/*.png"))
-    printed = "".join(o.get("text", "") for c in nbformat.read(next(out.glob("*/*/*.ipynb")), as_version=4).cells
+    ran = next(out.glob("*/*/*.ipynb"))
+    assert "it/s]" not in ran.read_text(), "a notebook keeps every frame of a progress bar"
+    printed = "".join(o.get("text", "") for c in nbformat.read(ran, as_version=4).cells
                       for o in c.get("outputs", []))  # fmt: skip
     for e in exercises:
         assert f"… {e.name}: not done." in printed and f"✔ {e.name}: right." in printed
+    if path.stem == SCALING:
+        check_scaling(results, printed)
+
+
+def test_a_command_that_fails_ends_notebook_10_with_its_last_words():
+    cells = nbformat.read(ROOT / "notebooks" / f"{SCALING}.ipynb", as_version=4).cells
+    [source] = [c.source for c in cells if "def faithlab(" in c.source]
+    [function] = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+    names = dict(os=os, subprocess=subprocess, sys=sys)
+    exec(ast.unparse(function), names)
+    assert "faithlab" in names["faithlab"]("--help")
+    with pytest.raises(AssertionError, match=r"(?s)evaluate abacuss: exit status 2.*unknown reasoner 'abacuss'"):
+        names["faithlab"]("evaluate", "abacuss")

@@ -28,7 +28,7 @@ from faithlab.saliency import optimise_mask
 from faithlab.token_scores import gradient_open
 from faithlab.traces import Trace
 
-STEPS = 3  # of a mask: later ones hold no more
+STEPS = 2  # of a mask: later ones hold no more
 ANSWER = 8  # tokens
 
 

@@ -99,7 +99,7 @@ def score_rollouts(
 
     Args:
         width: columns of the completions.
-        layers, groups, horizon, fraction: of `attention.capture`; `groups` freezes the choice of local and global heads.
+        layers, groups, horizon, fraction: of `attention.capture`; `groups` freezes which heads are local and global.
         seed: of the random score.
         saliency: options of `faithlab.saliency.optimise_mask` for the score "saliency".
 

@@ -78,7 +78,7 @@ SHAPES = {
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of a trace. `answer` is all that stands behind the reasoning: the marker that announces the answer too,
-    for its rows are run again with the answer's."""
+    for its rows are run again with the answer's. Raises `FaithlabError` for a part of less than one token."""
 
     prompt: int
     reasoning: int
@@ -90,4 +90,5 @@ class Lengths:
 
     @property
     def total(self) -> int:
+        """Tokens of the whole trace."""
         return self.prompt + self.reasoning + self.answer
