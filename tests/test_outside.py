@@ -13,7 +13,7 @@ from faithlab import paths
 COMMANDS = {
     "explain": ["explain", "Ada has 3 pears. Ben has 4 pears more than Ada. How many pears does Ben have?", "--samples",
                 "2", "--output", "OUT"],
-    "evaluate": ["evaluate", "abacus", "--n", "2", "--groups", "accuracy", "text", "--output", "OUT"],
+    "evaluate": ["evaluate", "abacus", "--n", "2", "--groups", "accuracy,text", "--output", "OUT"],
     "train": ["train", "--config", "ARM", "--output", "OUT", "--quiet"],
     "notebooks": ["notebooks", "06", "--profile", "tiny", "--output", "OUT"],
     "course": ["course", "student", "06", "--output", "OUT"],

@@ -130,15 +130,15 @@ def test_make_leaves_a_foreign_environment_alone(tmp_path):
     assert (tmp_path / "conda" / "precious").exists()
 
 
-def test_ci_calls_make_test_and_at_most_fetches_a_browser():
+def test_ci_calls_make_test_and_the_coverage_of_loaders_and_at_most_fetches_a_browser():
     run = ROOT / ".ci" / "run"
     assert os.access(run, os.X_OK)
     lines = [line for line in run.read_text().splitlines() if line and not line.startswith("#")]
-    assert lines[:2] == ["set -eu", 'cd "$(dirname "$0")/.."'] and lines[-1] == "make test"
+    assert lines[:2] == ["set -eu", 'cd "$(dirname "$0")/.."'] and lines[-2:] == ["make test", "make coverage"]
     browser = [
-        line for line in lines[2:-1] if "chromium" in line.lower()
+        line for line in lines[2:-2] if "chromium" in line.lower()
     ]  # a browser for its tests, where it can be had
-    assert [line for line in lines[2:-1] if line not in browser] == ["fi"] and any(
+    assert [line for line in lines[2:-2] if line not in browser] == ["fi"] and any(
         line.endswith("||") for line in browser
     )
     steps = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]["test"]
