@@ -12,7 +12,7 @@ from oracle import copies_its_reasoning, nats, oracle, story
 from tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from faithlab import evaluate, evaluation, generation, likelihood, measures, saliency, tasks
+from faithlab import evaluate, evaluation, flow, generation, likelihood, measures, saliency, tasks
 from faithlab.cli import main
 from faithlab.evaluation import measure
 from faithlab.models import load_reasoner
@@ -126,7 +126,7 @@ def test_relayed_is_the_share_of_the_ways_that_lead_over_the_reasoning(monkeypat
             mean_map[at[query], at[key]] = weight
         return types.SimpleNamespace(traces=[types.SimpleNamespace(mean_map=mean_map)])
 
-    monkeypatch.setattr(measures, "capture", planted_map)
+    monkeypatch.setattr(flow, "capture", planted_map)
     table = measure(oracle(), "stories", [story(3)], groups=("flow",), samples=1, temperature=0)
     assert table["relayed"].tolist() == pytest.approx([share])
 

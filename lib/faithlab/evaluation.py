@@ -55,7 +55,9 @@ def measure(
     work = Work(reasoner, task, [dict(r) for r in rows], samples, temperature, seed, progress)
     columns: Columns = dict(problem=np.arange(len(rows)))
     for name in groups:
-        columns |= dict.fromkeys(GROUPS[name].columns, np.full(len(rows), np.nan)) | GROUPS[name].measure(work)
+        columns |= dict.fromkeys(GROUPS[name].columns, np.full(len(rows), np.nan))
+        if not GROUPS[name].lacks(task, work.rows):
+            columns |= GROUPS[name].measure(work)
     return pd.DataFrame(columns)
 
 

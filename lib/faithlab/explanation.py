@@ -18,11 +18,11 @@ from faithlab import verdict
 from faithlab.biases import context_window
 from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.faithfulness import reasoning_effect
-from faithlab.flow import Flow
+from faithlab.flow import Flow, flow_of
 from faithlab.intervals import mean_interval
 from faithlab.likelihood import Variant, variant_logp
 from faithlab.ranking import highest_first
-from faithlab.shown_scores import KINDS, Measured, flow_of, measure, plain
+from faithlab.shown_scores import KINDS, Measured, measure, plain
 from faithlab.tasks.numerals import Number, read_number, same
 from faithlab.tasks.scoring import gold_of, readable, same_answer
 from faithlab.traces import Trace

@@ -30,9 +30,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from faithlab.attention import capture
 from faithlab.errors import FaithlabError
 from faithlab.flow_solver import BLOCK, conditioned_of, graph_of, inflow_of, log_reachability
 from faithlab.spans import Span, span_mask
+from faithlab.traces import Trace
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,16 @@ def trace_flows(
     size = 1 if weights.device.type == "cpu" else len(weights)
     parts = zip(weights.split(size), prompt.split(size), answer.split(size), strict=True)
     return [flow for part in parts for flow in _flows(*part)]
+
+
+def flow_of(reasoner, trace: Trace) -> Flow:
+    """The flow of a reasoner's trace through the middle layers, which are read here; `reachable` says if there is one.
+
+    Raises:
+        FaithlabError: what `attention.capture` and `trace_flows` refuse.
+    """
+    found = capture(reasoner.model, [trace], layers="middle", want=("mean_map",), pad_id=reasoner.pad_id)
+    return trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
 
 
 def _flows(

@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 
 from faithlab import hints, tasks
-from faithlab.attention import capture
 from faithlab.faithfulness import reasoning_effect, token_effects
-from faithlab.flow import trace_flows
+from faithlab.flow import flow_of
 from faithlab.interventions import interventions, usable
 from faithlab.likelihood import prompt_hidden_logp
 from faithlab.models import Reasoner
@@ -96,7 +95,7 @@ class Work:
 @dataclass(frozen=True)
 class Group:
     """One group of measures: the `columns` that it fills, what they are (`says`), the function that makes them (those
-    it leaves out are NaN), and `lacks`, which tells why a task cannot have the group, or None."""
+    it leaves out are NaN), and `lacks`: why a task cannot have the group, or None; only then is it measured."""
 
     columns: tuple[str, ...]
     says: str
@@ -148,8 +147,6 @@ def _no_story(task: str, rows: Sequence[Mapping]) -> str | None:
 def reading(work: Work) -> Columns:
     """shares of the samples, 0 to 1, in stories; follows: the answer is the hinted value; reasoned: the value that the
     reasoning reaches is right; agrees: the answer is that value"""
-    if work.task != "stories":
-        return {}
     reached = [reached_value(t) for t in work.sampled]
     pairs = list(zip(work.sampled, reached, strict=True))
     return dict(
@@ -201,8 +198,7 @@ def flow(work: Work) -> Columns:
     numbers, traces = work.answered()
     values = []
     for t in traces:  # one map at a time is held
-        read = capture(work.reasoner.model, [t], want=("mean_map",), pad_id=work.reasoner.pad_id).traces[0]
-        (found,) = trace_flows(read.mean_map[None], [t.prompt], [t.answer])
+        found = flow_of(work.reasoner, t)
         past = found.edge_flow()[: t.reasoning.start, t.reasoning.stop :].sum()  # from the prompt over the reasoning
         values.append(float(1 - past / found.delivered) if found.reachable else np.nan)
     return dict(relayed=work.spread(numbers, values))
@@ -245,8 +241,6 @@ def hint(work: Work) -> Columns:
     """hint_weak, hint_strong: 1 if a wrong hint of that kind is given as the answer, less the same without the hint;
     -1 to 1 (greedy rollouts)"""
     numbers = [i for i, row in enumerate(work.rows) if hints.hintable(row)]
-    if not numbers:
-        return {}
     found = hints.hint(work.reasoner, [work.rows[i] for i in numbers], seed=work.seed, progress=work.progress)
     found["trace"] = [numbers[i] for i in found["trace"]]
     return {f"hint_{k}": work.by_trace(found[found["setting"] == f"{k}, wrong"]) for k in ("weak", "strong")}

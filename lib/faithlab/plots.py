@@ -195,16 +195,26 @@ def levels(
     from `low` to `high`, under its label and in its colour. A dashed line marks `start`, the value before."""
     ax = axes_or_new(ax, (6, 0.3 * len(table) + 1.2))
     for row, (r, colour) in enumerate(zip(table.itertuples(), colours, strict=True)):
-        ax.plot([r.low, r.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
-        ax.plot(r.value, row, "o", color=colour, markersize=6)
-    if start is not None:
-        ax.axvline(start, color="grey", linestyle="--", linewidth=1)
+        _estimate(ax, row, r.low, r.value, r.high, colour)
     ax.set_yticks(range(len(table)), labels)
     ax.set_ylim(len(table) - 0.5, -0.5)
+    _ruled(ax, start)
+    return ax
+
+
+def _estimate(ax: Axes, row: float, low: float, value: float, high: float, colour) -> None:
+    """A dot at `value` on the bar of its interval."""
+    ax.plot([low, high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
+    ax.plot(value, row, "o", color=colour, markersize=6)
+
+
+def _ruled(ax: Axes, mark: float | None) -> None:
+    """A pale line for each row, and a dashed one across them at `mark`."""
+    if mark is not None:
+        ax.axvline(mark, color="grey", linestyle="--", linewidth=1)
     ax.grid(axis="y", color="0.93")
     ax.set_axisbelow(True)
     sns.despine(ax=ax)
-    return ax
 
 
 def standings(
@@ -224,18 +234,11 @@ def standings(
         part = table[table["measure"] == measure].set_index("score")
         for row, (group, name) in enumerate(rows):
             if name in part.index and np.isfinite(part.at[name, "value"]):
-                colour = GROUP_COLOURS.get(group, PALETTE[7])
-                ax.plot(
-                    part.loc[name, ["low", "high"]].astype(float), [row, row], color=colour, linewidth=2.5, alpha=0.6
-                )
-                ax.plot(part.at[name, "value"], row, "o", color=colour, markersize=6)
-        if chance is not None and measure in chance:
-            ax.axvline(chance[measure], color="grey", linestyle="--", linewidth=1)
+                ends = (float(part.at[name, key]) for key in ("low", "value", "high"))
+                _estimate(ax, row, *ends, GROUP_COLOURS.get(group, PALETTE[7]))
+        _ruled(ax, (chance or {}).get(measure))
         ax.set_title(heading, fontsize=11)
-        ax.grid(axis="y", color="0.93")
-        ax.set_axisbelow(True)
         ax.tick_params(axis="y", length=0)
-        sns.despine(ax=ax)
     axes[0][0].set_yticks(range(len(rows)), [SCORE_NAMES.get(name, name) if name else group for group, name in rows])
     axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
     for tick, (group, name) in zip(axes[0][0].get_yticklabels(), rows, strict=True):

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from faithlab.attention import capture
 from faithlab.faithfulness import token_effects
-from faithlab.flow import Flow, trace_flows
+from faithlab.flow import Flow
 from faithlab.saliency import optimise_mask
 from faithlab.token_scores import score
 from faithlab.traces import Trace
@@ -86,7 +85,7 @@ def measure(
 
     Args:
         kinds: which of `KINDS`; of the question those that it has (`Kind.asked`).
-        flow: the trace's, from `flow_of`.
+        flow: the trace's, from `faithlab.flow.flow_of`.
         thorough: single tokens also where that takes more than `OPERATIONS`.
         notes: what a reader must know is put behind these.
     """
@@ -105,12 +104,6 @@ def measure(
             found = _means(kind, reasoner, trace, positions, sentences, flow)
         scores[kind], by_sentence[kind] = map(plain, found)
     return Measured(positions[0] if positions else None, [(s[0], s[-1]) for s in sentences], scores, by_sentence)
-
-
-def flow_of(reasoner, trace: Trace) -> Flow:
-    """The trace's flow through the middle layers."""
-    found = capture(reasoner.model, [trace], layers="middle", want=("mean_map",), pad_id=reasoner.pad_id)
-    return trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
 
 
 def plain(values: Iterable[float] | Tensor) -> list[float | None]:

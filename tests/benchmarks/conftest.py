@@ -61,7 +61,7 @@ def bench_row(rows, request):
         rows.append(row)
         print(f"\n{row.name}: {row.ratio:.3g}x, {row.verdict}", flush=True)
         if not DRY:
-            harness.write([row], LOAD)
+            harness.write(row, LOAD)
 
     return keep
 

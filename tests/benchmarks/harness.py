@@ -100,8 +100,8 @@ def keep_only(names: set[str], path: Path = RESULTS) -> None:
     write_atomically(path, json.dumps(found, indent=1) + "\n")
 
 
-def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
-    """Put the rows into the file of results, each in the place of the older one of its name. The other rows stay if
+def write(row: Row, load: float, path: Path = RESULTS) -> None:
+    """Put a row into the file of results, in the place of the older one of its name. The other rows stay if
     they were measured on the same machine with as many threads; the file of another one is kept beside it."""
     here, kept = machine(), {}
     if path.is_file():
@@ -110,8 +110,7 @@ def write(rows: list[Row], load: float, path: Path = RESULTS) -> None:
             path.replace(path.with_suffix(".before.json"))
         else:
             kept = {row["name"]: row for row in before["rows"]}
-    for row in rows:
-        values = asdict(row) | dict(verdict=row.verdict, load_before=round(load, 2))
-        kept[row.name] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+    values = asdict(row) | dict(verdict=row.verdict, load_before=round(load, 2))
+    kept[row.name] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(dict(machine=here, rows=[*kept.values()]), indent=1) + "\n")
