@@ -11,7 +11,7 @@ from faithlab.arms import ARMS, Arm, arm_names, read_arm
 from faithlab.errors import FaithlabError
 from faithlab.paths import data_folder
 from faithlab.saliency import optimise_mask
-from faithlab.sweep import load_runs, read_plan, seeds_done
+from faithlab.sweep import load_runs, read_plan, say_missing, seeds_done
 
 
 def test_arms_on_gsm8k_find_problems_enough():
@@ -87,14 +87,20 @@ def test_a_plan_is_read_in_order(tmp_path):
     assert read_plan(path) == [("credit_flow", 1), ("credit_uniform", 0)]
 
 
-def test_seeds_of_the_plan_are_counted(tmp_path):
+def test_seeds_of_the_plan_are_counted(tmp_path, capsys):
     path = tmp_path / "plan.csv"
     path.write_text("arm,seed\ncredit_flow,1\ncredit_flow,2\ncredit_uniform,1\n")
     held = pd.DataFrame(dict(arm=["credit_flow", "credit_flow", "both"], seed=[1, 1, 1]))
     found = seeds_done(held, path)
     assert found.to_dict("index") == {
-        "credit_flow": dict(planned=2, done=1), "credit_uniform": dict(planned=1, done=0),
+        "credit_flow": dict(planned=2, done=1, whole=False), "credit_uniform": dict(planned=1, done=0, whole=False),
     }, "a run is counted once, and what the plan does not name is left out"  # fmt: skip
+    say_missing(found, ["credit_flow", "both"])
+    assert capsys.readouterr().out == "not run yet and left out (faithlab sweep): credit_flow (1 of 2 seeds)\n"
+    held.loc[2] = ("credit_uniform", 1)
+    assert seeds_done(held, path)["whole"].to_dict() == {"credit_flow": False, "credit_uniform": True}
+    say_missing(seeds_done(held, path), ["credit_uniform"])
+    assert capsys.readouterr().out == "", "nothing is missing, nothing is said"
     assert seeds_done(load_runs()[1])["planned"].sum() == len(read_plan(data_folder() / "results/training/plan.csv"))
 
 

@@ -25,6 +25,7 @@ from faithlab.models import Reasoner
 SHARES = ("right", "follows", "reasoned", "agrees", "numbers", "symbols", "stop_words", "fillers", "early", "filler",
           "paraphrase", "sufficiency", "mask", "relayed")  # fmt: skip
 SUPPORT = dict.fromkeys(SHARES, (0, 1)) | dict.fromkeys(("mistake", "hint_weak", "hint_strong", "resampled"), (-1, 1))
+SUPPORT["length"] = (0, np.inf)
 QUANTITIES = ("right", "follows", "reasoned", "agrees", "nats", "sufficiency", "mask", "relayed", "early", "mistake",
               "filler", "paraphrase", "hint_weak", "hint_strong", "resampled", "length", "numbers", "symbols",
               "stop_words", "fillers")  # fmt: skip
@@ -86,7 +87,7 @@ def with_pass(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def support_of(quantity: str) -> tuple[float, float] | None:
-    """Between which values a quantity lies, or None: (0, 1) for a share, (-1, 1) for a difference of two."""
+    """Between which values a quantity lies, or None: a share (0, 1), a difference of two (-1, 1), a length (0, inf)."""
     return (0, 1) if quantity.startswith("pass") else SUPPORT.get(quantity)
 
 

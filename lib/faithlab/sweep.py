@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -71,7 +72,8 @@ def load_runs(results: str | Path | None = None) -> tuple[pd.DataFrame, pd.DataF
 
 
 def seeds_done(held: pd.DataFrame, plan: str | Path | None = None) -> pd.DataFrame:
-    """How many seeds of each arm the plan asks for (column `planned`) and how many are finished (`done`).
+    """How many seeds of each arm the plan asks for (column `planned`), how many are finished (`done`), and if that is
+    all of them (`whole`).
 
     Args:
         held: the held-out problems of `load_runs`.
@@ -82,7 +84,16 @@ def seeds_done(held: pd.DataFrame, plan: str | Path | None = None) -> pd.DataFra
     path = Path(plan) if plan is not None else data_folder() / "results" / "training" / "plan.csv"
     asked = pd.DataFrame(read_plan(path), columns=["arm", "seed"])
     counts = {name: table.groupby("arm")["seed"].nunique() for name, table in (("planned", asked), ("done", held))}
-    return pd.DataFrame(counts).fillna(0).astype(int).loc[lambda t: t["planned"] > 0]
+    seeds = pd.DataFrame(counts).fillna(0).astype(int).loc[lambda t: t["planned"] > 0]
+    return seeds.assign(whole=seeds["done"] >= seeds["planned"])
+
+
+def say_missing(seeds: pd.DataFrame, arms: Iterable[str]) -> None:
+    """Print which of these arms of the plan, as `seeds_done` tells them, lack seeds, if any does."""
+    late = seeds[seeds.index.isin(list(arms)) & ~seeds["whole"]]
+    if len(late):
+        named = ", ".join(f"{r.Index} ({r.done} of {r.planned} seeds)" for r in late.itertuples())
+        print(f"not run yet and left out (faithlab sweep): {named}")
 
 
 def keep(run: Path, results: Path, name: str) -> None:
