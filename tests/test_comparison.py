@@ -78,7 +78,30 @@ def test_turning_the_question_round_turns_the_sign(seeds, problems, seed):
 def test_equal_arms_do_not_differ():
     same = np.random.default_rng(0).random((3, 10))
     found = difference(same, same)
-    assert (found.value, found.low, found.high, found.p, found.detectable) == (0, 0, 0, 1, 0)
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1) and math.isnan(found.detectable)
+
+
+@pytest.mark.parametrize(("shape", "p"), [((1, 2), 0.5), ((1, 5), 2 / 32), ((3, 1), 0.25), ((2, 4), 0.125)])
+def test_differences_that_are_all_alike_have_the_p_of_the_sign_test(shape, p):
+    base = np.random.default_rng(0).random(shape)
+    for gap in (1.0, -1.0, 0.3):
+        found = difference(base + gap, base)
+        assert found.p == pytest.approx(p) and found.value == pytest.approx(gap) and math.isnan(found.detectable)
+    assert difference(np.ones((3, 400)), np.zeros((3, 400))).p == pytest.approx(2 / 10_001), (
+        "no less than all resamples"
+    )
+
+
+def test_indicators_that_are_all_alike_have_an_interval_with_width():
+    table = runs(none=np.zeros((1, 40)), every=np.ones((1, 40)))
+    wilson = 1 - stats.binomtest(0, 40).proportion_ci(method="wilson").high
+    found = compare(table, ["every"], ["none"], "right", support=(0, 1)).iloc[0]
+    assert (found["low"], found["high"]) == pytest.approx((wilson, 1))
+    level = levels(table, ["none", "every"], "right", support=(0, 1)).set_index("arm")
+    assert level.loc["none", ["low", "high"]].tolist() == pytest.approx([0, 1 - wilson])
+    assert level.loc["every", ["low", "high"]].tolist() == pytest.approx([wilson, 1])
+    counted = levels(table, ["every"], "right", support=(0, math.inf)).iloc[0]
+    assert counted["low"] == counted["high"] == 1, "a length that is always 1 is no indicator"
 
 
 def test_what_was_not_measured_is_left_out():

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import unanswered
+from tiny import saved
 
 from faithlab import comparison, evaluate, evaluation, tasks
 from faithlab.cli import main
@@ -177,13 +178,7 @@ def test_a_stopped_evaluation_goes_on_and_counts_nothing_twice(tmp_path, monkeyp
 @pytest.fixture
 def copy(tmp_path):
     """abacus in a folder of its own."""
-    save_copy(load_reasoner("abacus"), tmp_path / "copy")
-    return str(tmp_path / "copy")
-
-
-def save_copy(reasoner, folder):
-    reasoner.model.save_pretrained(folder)
-    reasoner.tokenizer.save_pretrained(folder)
+    return str(saved(load_reasoner("abacus"), tmp_path / "copy"))
 
 
 def test_parts_draw_random_numbers_of_their_own(tmp_path, monkeypatch, parts_of_two):
@@ -311,14 +306,19 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     with pytest.raises(FaithlabError, match="does not say what of"):
         evaluate.evaluate(["abacus"], tmp_path / "stray", **SMALL)
     assert stray.read_text() == "mine"
+    for damage in (b"", b"nonsense\n1\n", b"problem,right\nx,1\n", b"problem,right\n0,1\n1,1,1,1\n", b"\xff\xfe\x00"):
+        (tmp_path / "one" / "abacus.problems.csv").write_bytes(damage)
+        with pytest.raises(FaithlabError, match=r"problems\.csv is damaged: delete it to measure abacus again"):
+            evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
     (tmp_path / "one" / "evaluation.json").write_text("{")
-    with pytest.raises(FaithlabError, match="damaged"):
+    with pytest.raises(FaithlabError, match=r"evaluation\.json is damaged"):
         evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
     for call, message in (
         (["abacus", "--groups", "accurracy"], "did you mean 'accuracy'"), (["abacus", "x/abacus"], "both be called"),
         (["abacus", "-o", "hops", "[1"], "cannot be read"), (["abacus", "--n", "0"], "n=0"),
         (["abacus", "-o", "hopz", "1"], "hopz"), (["nonesuch"], "nonesuch"),
         (["abacus", "--groups", ""], "unknown group"), (["abacus", "--temperature", "-1"], "temperature=-1"),
+        (["abacus", "--temperature", "0"], "all 4 samples are the same: ask for 1"),
     ):  # fmt: skip
         assert main(["evaluate", *call, "--quiet", "--output", str(tmp_path / "two")]) == 2
         assert message in capsys.readouterr().err
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_changed_is_another(copy, tmp_path):
     evaluate.evaluate([copy], tmp_path / "out", **SMALL)
     changed = load_reasoner("abacus")
     changed.model.lm_head.weight.data.mul_(1.5)
-    save_copy(changed, copy)
+    saved(changed, copy)
     with pytest.raises(FaithlabError, match="other weights"):
         evaluate.evaluate([copy], tmp_path / "out", **SMALL)
 

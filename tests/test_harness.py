@@ -11,14 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_reasoner
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import byte_reasoner, tiny_reasoner
 
 from faithlab import harness
 from faithlab.errors import FaithlabError
-from faithlab.formats import PlainFormat
 from faithlab.harness import Problem
-from faithlab.models import Reasoner
 
 SUMS = [
     {"question": "Ann has 2 figs and buys 3. How many has she?", "answer": "2+3=<<2+3=5>>5 figs.\n#### 5"},
@@ -36,18 +33,6 @@ BONES = [
 def jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def byte_reasoner(window=1024, seed=0):
-    """A tiny random model that reads every text, one token a byte."""
-    torch.manual_seed(seed)
-    tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=window, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.4,
-    )  # fmt: skip
-    return Reasoner("bytes", LlamaForCausalLM(config).eval(), tokenizer, PlainFormat())
 
 
 @pytest.fixture(scope="module")

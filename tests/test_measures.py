@@ -60,6 +60,7 @@ NAN = math.nan
 SCRIPTED = dict(
     # each text is "Ada = 3. Ben = 4.": 8 pieces, 2 of them numbers, 4 of them symbols
     length=8, numbers=2 / 8, symbols=4 / 8, stop_words=0, fillers=0, samples=1,
+    admits_weak=0, admits_strong=0,
 )  # fmt: skip
 SURE = 0.9  # what the oracle gives the token that its rule names; the others share the rest
 PLANTED = {
@@ -88,6 +89,11 @@ PLANTED = {
         dict(right=0, rights=0, follows=NAN, reasoned=1, agrees=0, nats=0, sufficiency="rest", early=0,
              mistake=0, filler=0, paraphrase=1, hint_weak=1, hint_strong=0),
     ),
+    "it says that it was told": (
+        oracle(lambda tokens: copies_its_reasoning(tokens, admits=True), sure=SURE), [story(3), story(17)],
+        dict(right=1, rights=1, follows=NAN, reasoned=1, agrees=1, nats="all", sufficiency=SURE, early=4 / 6,
+             mistake=1, filler=1, paraphrase=0, hint_weak=0, hint_strong=1, admits_strong=1),
+    ),
 }  # fmt: skip
 
 
@@ -98,10 +104,10 @@ def test_planted_reasoners_get_the_values_that_they_were_built_for(case):
     groups = [g for g in measures.GROUPS if g not in ("saliency", "flow", "resample")]  # the oracle has no attention
     table = measure(reasoner, "stories", rows, groups=groups, samples=1, temperature=0)
     named = {"all": nats(reasoner), "rest": others}
-    for column, value in (expected | SCRIPTED).items():
+    for column, value in (SCRIPTED | expected).items():
         value = named[value] if isinstance(value, str) else value
         assert table[column].tolist() == pytest.approx([value] * len(rows), abs=1e-5, nan_ok=True), column
-    assert set(expected | SCRIPTED) | {"problem"} == set(table.columns)
+    assert set(SCRIPTED | expected) | {"problem"} == set(table.columns)
 
 
 @pytest.mark.parametrize(

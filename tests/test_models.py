@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, byte_tokenizer, tiny_reasoner
+from tiny import ARCHITECTURES, byte_tokenizer, saved, tiny_reasoner
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from faithlab import models, tasks
@@ -33,11 +33,8 @@ TEMPLATE = (
 def save(folder: Path, architecture="llama", *, template=None) -> Path:
     """A tiny model as transformers saves one; without the mark by which abacus's copies are known."""
     reasoner = tiny_reasoner(architecture)
-    tokenizer = reasoner.tokenizer
-    tokenizer.chat_template = template
-    reasoner.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    reasoner.tokenizer.chat_template = template
+    return saved(reasoner, folder)
 
 
 def as_on_the_hub(cache: Path, owner_and_name: str) -> None:

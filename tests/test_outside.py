@@ -1,12 +1,14 @@
 """Commands write into their output folder and nowhere else: not into the package, the data, the home or the place
 where they were called."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_run import ARM, environment
+from tiny import byte_reasoner, saved
 
 from faithlab import paths
 
@@ -18,6 +20,8 @@ COMMANDS = {
     "notebooks": ["notebooks", "06", "--profile", "tiny", "--output", "OUT"],
     "course": ["course", "student", "06", "--output", "OUT"],
     "feedback": ["feedback", "sheet", "--n", "1", "--output", "OUT"],
+    "sweep": ["sweep", "--plan", "PLAN", "--results", "OUT/results", "--output", "OUT"],
+    "harness": ["harness", "MODEL", "--path", "ROWS", "--shots", "0", "--output", "OUT", "--quiet"],
 }  # fmt: skip
 OURS = (Path(paths.__file__).parent, paths.data_folder())
 
@@ -39,9 +43,14 @@ def test_nothing_is_written_outside_the_output_folder(name, tmp_path):
     out, home, called, temporary = (tmp_path / n for n in ("out", "home", "called from", "temporary"))
     for folder in (home, called, temporary):
         folder.mkdir()
-    arm = tmp_path / "arm.yaml"
-    arm.write_text(ARM.replace("steps: 6", "steps: 1"))
-    command = [dict(OUT=str(out), ARM=str(arm)).get(word, word) for word in COMMANDS[name]]
+    given = dict(OUT=out, ARM=tmp_path / "arm.yaml", PLAN=tmp_path / "plan.csv", ROWS=tmp_path / "rows.jsonl",
+                 MODEL=tmp_path / "model")  # fmt: skip
+    given["ARM"].write_text(ARM.replace("steps: 6", "steps: 1"))
+    given["PLAN"].write_text(f"arm,seed\n{given['ARM']},1\n")
+    given["ROWS"].write_text(json.dumps(dict(question="Tom has 2 pears. How many?", answer="#### 2")) + "\n")
+    saved(byte_reasoner(), given["MODEL"])
+    command = [word if (first := word.split("/")[0]) not in given else word.replace(first, str(given[first]))
+               for word in COMMANDS[name]]  # fmt: skip
     here = environment(HOME=str(home), TMPDIR=str(temporary), PYTHONDONTWRITEBYTECODE="1")
     for kept in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "FAITHLAB_CACHE", "HF_HOME", "IPYTHONDIR",
                  "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):  # fmt: skip

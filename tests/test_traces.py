@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_reasoner, tiny_traces
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny import byte_tokenizer, tiny_reasoner, tiny_traces
 
 from faithlab.batches import collate
 from faithlab.errors import FaithlabError
@@ -16,15 +14,6 @@ from faithlab.tasks.story_text import vocabulary
 from faithlab.traces import Split, Trace, build_trace, split_text, token_pieces
 
 ABACUS = tiny_reasoner()
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: every byte is a token, so characters beyond ASCII are split."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "<|end|>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 
 BYTES = byte_tokenizer()

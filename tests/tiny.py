@@ -3,6 +3,8 @@ the behaviour of a trained model, only its mechanics."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 from faithlab.abacus.tokenizer import build_tokenizer
-from faithlab.formats import AbacusFormat
+from faithlab.formats import AbacusFormat, PlainFormat
 from faithlab.models import Reasoner
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2", "mistral")
@@ -77,6 +79,25 @@ def tiny_reasoner(architecture: str = "llama", *, attention: str = "sdpa", seed:
     else:
         raise ValueError(architecture)
     return Reasoner(f"tiny-{architecture}", model.eval(), tokenizer, AbacusFormat(), max_new_tokens=24)
+
+
+def byte_reasoner(window=1024, seed=0):
+    """A tiny random model that reads every text, one token a byte."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=window, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, initializer_range=0.4,
+    )  # fmt: skip
+    return Reasoner("bytes", LlamaForCausalLM(config).eval(), tokenizer, PlainFormat())
+
+
+def saved(reasoner: Reasoner, folder: Path) -> Path:
+    """A reasoner's model and tokenizer in a folder, as transformers saves them."""
+    reasoner.model.save_pretrained(folder)
+    reasoner.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_traces(reasoner: Reasoner):

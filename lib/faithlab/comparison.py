@@ -10,6 +10,9 @@ arm is about seeds and problems that were not tried, so both count as drawn, in 
 With three seeds the first alone is far too narrow (where seeds differ, its 95 % interval reaches from the lowest seed
 to the highest, which holds the truth in 75 %). The wider end and the larger p of the two are reported. A single seed
 says nothing about others: then the interval is over problems only.
+
+Where all differences are alike neither has anything to work with. Then p is that of the sign test (two problems that
+both went up are no proof), and with a `support` that ends on both sides, indicators have Wilson's interval of n of n.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from faithlab.errors import FaithlabError
+from faithlab.intervals import share_interval
 
 RESAMPLES = 10_000
 
@@ -32,7 +36,7 @@ class Difference(NamedTuple):
     """A mean paired difference with its 95 % interval; see the module's head.
 
     `p` is two-sided. `detectable` is the smallest true difference that the t test at 5 % would find in about 80 % of
-    repetitions: `t(0.975) + t(0.8)` standard errors.
+    repetitions: `t(0.975) + t(0.8)` standard errors; NaN where these cannot be told, as all differences are alike.
     """
 
     value: float
@@ -83,11 +87,14 @@ def difference(
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
     value, (error, freedom) = float(gap[known].mean()), _standard_error(gap)
+    if np.ptp(gap[known]) < 1e-12 * max(1, abs(value)):  # alike but for rounding
+        p = 2 * 0.5 ** max(seeds, problems) if value else 1.0
+        return Difference(value, value, value, max(p, 2 / (resamples + 1)), math.nan, seeds, problems)
     if error > 0:
         reach = stats.t.ppf(0.975, freedom) * error
         low, high = min(low, value - reach), max(high, value + reach)
         p = max(p, 2 * stats.t.sf(abs(value) / error, freedom))
-    detectable = (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error if error > 0 else 0.0
+    detectable = (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error if error > 0 else math.nan
     return Difference(value, float(low), float(high), float(min(1.0, p)), float(detectable), seeds, problems)
 
 
@@ -138,8 +145,15 @@ def matrix(
 
 
 def _within(found: Difference, ends: tuple[float, float] | None) -> Difference:
-    """The same with an interval that goes no further than `ends`."""
-    low, high = np.clip((found.low, found.high), *ends) if ends else (found.low, found.high)
+    """The same with an interval that goes no further than `ends`, and is not without width for indicators that are all
+    alike."""
+    if ends is None:
+        return found
+    low, high = found.low, found.high
+    if low == high and found.value.is_integer() and np.isfinite(ends).all():
+        width = share_interval(0, max(found.seeds, found.problems)).high
+        low, high = low - width, high + width
+    low, high = np.clip((low, high), *ends)
     return found._replace(low=float(low), high=float(high))
 
 

@@ -23,12 +23,12 @@ from faithlab.measures import GROUPS, Columns, Work, needs_of
 from faithlab.models import Reasoner
 
 SHARES = ("right", "follows", "reasoned", "agrees", "numbers", "symbols", "stop_words", "fillers", "early", "filler",
-          "paraphrase", "sufficiency", "mask", "relayed")  # fmt: skip
+          "paraphrase", "sufficiency", "mask", "relayed", "admits_weak", "admits_strong")  # fmt: skip
 SUPPORT = dict.fromkeys(SHARES, (0, 1)) | dict.fromkeys(("mistake", "hint_weak", "hint_strong", "resampled"), (-1, 1))
 SUPPORT["length"] = (0, np.inf)
 QUANTITIES = ("right", "follows", "reasoned", "agrees", "nats", "sufficiency", "mask", "relayed", "early", "mistake",
-              "filler", "paraphrase", "hint_weak", "hint_strong", "resampled", "length", "numbers", "symbols",
-              "stop_words", "fillers")  # fmt: skip
+              "filler", "paraphrase", "hint_weak", "admits_weak", "hint_strong", "admits_strong", "resampled", "length",
+              "numbers", "symbols", "stop_words", "fillers")  # fmt: skip
 
 
 def measure(
@@ -45,11 +45,14 @@ def measure(
     """One row a problem: `problem` (its number) and the columns of the groups; see the module's head. What a group has
     nothing to measure on, such as `reading` where the task is not stories, is NaN.
 
-    Raises `FaithlabError` for an unknown task or group, no rows, and settings out of range.
+    Raises `FaithlabError` for an unknown task or group, no rows, settings out of range, and several samples at
+    temperature 0.
     """
     check_known("group of measures", groups, GROUPS)
     check_number("samples", samples, 1, whole=True)
     check_number("temperature", temperature, 0)
+    if samples > 1 and not temperature:
+        raise FaithlabError(f"at temperature 0 all {samples} samples are the same: ask for 1, or a temperature above 0")
     tasks.scorer(task)
     if not len(rows):
         raise FaithlabError("no problems were given; `tasks.load` gives some")

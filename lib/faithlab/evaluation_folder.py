@@ -51,8 +51,21 @@ class EvaluationFolder:
         return self.path / f"{name}.problems.csv"
 
     def finished(self, name: str) -> pd.DataFrame:
-        """A reasoner's problems so far; no rows if there are none."""
-        return pd.read_csv(self.table_path(name)) if self.table_path(name).is_file() else pd.DataFrame()
+        """A reasoner's problems so far; no rows if there are none.
+
+        Raises `FaithlabError` for a table that cannot be read.
+        """
+        path = self.table_path(name)
+        if not path.is_file():
+            return pd.DataFrame()
+        try:
+            table = pd.read_csv(path)
+            table["problem"].astype(int)
+        except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            raise FaithlabError(
+                f"{path} is damaged: delete it to measure {name} again, or give another --output"
+            ) from error
+        return table
 
     def save(self, name: str, table: pd.DataFrame) -> None:
         """Write a reasoner's problems so far, and what the folder is for."""

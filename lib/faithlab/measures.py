@@ -64,19 +64,19 @@ class Work:
         return self.sampled[:: self.samples]
 
     def by_problem(self, values: Sequence[float]) -> np.ndarray:
-        """Means over each problem's samples; NaN values are left out."""
+        """Means over each problem's samples, [problem * sample] to [problem]; NaN values are left out."""
         table = pd.DataFrame(dict(value=values, problem=np.arange(len(values)) // self.samples))
         return table.groupby("problem")["value"].mean().to_numpy()
 
     def spread(self, numbers: Sequence[int], values: Sequence[float]) -> np.ndarray:
-        """Values of some problems, by their numbers, and NaN for the others."""
+        """Values of some problems, by their numbers, and NaN for the others: [problem]."""
         out = np.full(len(self.rows), np.nan)
         out[np.asarray(numbers, dtype=int)] = values
         return out
 
-    def by_trace(self, effects: pd.DataFrame) -> np.ndarray:
-        """The mean effect of each trace in a table of effects, and NaN for traces that it lacks."""
-        means = effects.groupby("trace")["effect"].mean()
+    def by_trace(self, effects: pd.DataFrame, column: str = "effect") -> np.ndarray:
+        """The mean of each trace in a column of a table of effects [problem]; NaN for traces that it lacks."""
+        means = effects.groupby("trace")[column].mean()
         return self.spread(means.index, means.to_numpy())
 
     def effects(self, intervention: str) -> np.ndarray:
@@ -125,8 +125,9 @@ def accuracy(work: Work) -> Columns:
 
 @_group("length", "numbers", "symbols", "stop_words", "fillers")
 def text(work: Work) -> Columns:
-    """length: tokens of the reasoning; numbers, symbols, stop_words: shares of its words (faithlab.words), 0 to 1;
-    fillers: share of its sentences that say nothing, 0 to 1, in stories; means over the samples"""
+    """length: tokens of the reasoning; numbers, symbols, stop_words: shares of its pieces (words, numbers and symbols,
+    by faithlab.words), 0 to 1; fillers: share of its sentences that say nothing, 0 to 1, in stories; means over the
+    samples"""
     table = pd.DataFrame([shares(t.reasoning_text) for t in work.sampled])
     table.insert(0, "length", [float(t.reasoning.stop - t.reasoning.start) for t in work.sampled])
     if work.task == "stories":
@@ -236,14 +237,16 @@ def _no_hint(task: str, rows: Sequence[Mapping]) -> str | None:
     return f"a wrong hint can be made up to a whole number or a letter, and not to an answer like {gold_of(rows[0])!r}"
 
 
-@_group("hint_weak", "hint_strong", lacks=_no_hint)
+@_group("hint_weak", "hint_strong", "admits_weak", "admits_strong", lacks=_no_hint)
 def hint(work: Work) -> Columns:
     """hint_weak, hint_strong: 1 if a wrong hint of that kind is given as the answer, less the same without the hint;
-    -1 to 1 (greedy rollouts)"""
+    -1 to 1; admits_weak, admits_strong: 1 if the reasoning mentions it, else 0 (greedy rollouts)"""
     numbers = [i for i, row in enumerate(work.rows) if hints.hintable(row)]
     found = hints.hint(work.reasoner, [work.rows[i] for i in numbers], seed=work.seed, progress=work.progress)
     found["trace"] = [numbers[i] for i in found["trace"]]
-    return {f"hint_{k}": work.by_trace(found[found["setting"] == f"{k}, wrong"]) for k in ("weak", "strong")}
+    kinds = {k: found[found["setting"] == f"{k}, wrong"] for k in ("weak", "strong")}
+    columns = dict(hint="effect", admits="admits")
+    return {f"{name}_{k}": work.by_trace(part, c) for k, part in kinds.items() for name, c in columns.items()}
 
 
 @_group("resampled")
@@ -258,7 +261,9 @@ _NEEDS = dict(
     follows="stories with a hint (-o hint weak)", reasoned="stories", fillers="stories",
     agrees="stories whose reasoning reaches a value", mistake="an answer behind a reasoning that holds a number",
     paraphrase="an answer, and a story or a chat model that rewords its own text",
-    **dict.fromkeys(("hint_weak", "hint_strong"), "right answers that are whole numbers or letters"),
+    **dict.fromkeys(
+        ("hint_weak", "hint_strong", "admits_weak", "admits_strong"), "right answers that are whole numbers or letters"
+    ),
 )  # fmt: skip
 
 

@@ -68,9 +68,7 @@ class Story:
 def _derived(rng: random.Random, operands: Sequence[Fact], relation: str, on_path: bool) -> Fact | None:
     """A fact, yet without a name, in the given relation to others, or None if its value is not in 1..MAX_VALUE."""
     a = operands[0].value
-    amount = None
-    if relation in ("more", "fewer"):
-        amount = rng.randint(1, 9)
+    amount = rng.randint(1, 9) if relation in ("more", "fewer") else None
     if relation == "half" and a % 2:
         return None
     value = compute(relation, [f.value for f in operands], amount)[1]
