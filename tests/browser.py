@@ -1,6 +1,7 @@
 """A page in headless Chromium, without a driver: a script is put behind the page, and what it finds is read back."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,11 +12,15 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("background-networking", "component-update", "sync")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the system package `chromium` brings one")
+NEEDED = bool(os.environ.get("FAITHLAB_NEEDS_BROWSER"))  # then its absence is a failure
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not NEEDED, reason="no Chromium: the system package `chromium` brings one"
+)
 
 
 def run(page, script, folder, fragment="", window="1200,900"):
     """What `script`, a function body, returns in the page (as JSON); errors of the page come back under "errors"."""
+    assert CHROMIUM, "no Chromium, and FAITHLAB_NEEDS_BROWSER asks for one: install the system package `chromium`"
     behind = f"""<script>
     const found = (() => {{ {script} }})();
     const out = document.createElement("pre");

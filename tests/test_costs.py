@@ -6,6 +6,7 @@ import shutil
 import weakref
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_reasoner
@@ -24,7 +25,7 @@ from faithlab.flow import trace_flows
 from faithlab.generation import TOKENS_PER_BATCH
 from faithlab.likelihood import with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, predict_masks
-from faithlab.models import load_reasoner
+from faithlab.models import data_folder, load_reasoner
 from faithlab.saliency import optimise_mask
 from faithlab.token_scores import gradient_open
 from faithlab.traces import Trace
@@ -100,6 +101,13 @@ def test_limits_are_those_of_the_methods():
     assert (footprints.WRITTEN, costs.MASKED) == (TOKENS_PER_BATCH, saliency.TOKENS_PER_BATCH)
 
 
+def test_steps_of_the_mask_are_those_that_notebook_04_counted():
+    found = pd.read_csv(data_folder() / "results" / "notebooks.csv").set_index("quantity")["value"]
+    name = "mean steps of a mask, default"
+    counted = {"answer": found[name], "all": found[f"{name}, scope all"]}
+    assert counted == pytest.approx(costs.STEPS, rel=0.15)
+
+
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
@@ -138,8 +146,12 @@ def test_steps_of_the_mask(eager):
 WHOLE = {  # method -> how it is run
     "capture of attention": lambda r, ts: capture(r.model, ts, want=("profiles",)),
     "one-step gradient of the mask": gradient_open,
-    "mask, scope answer": lambda r, ts: optimise_mask(r.model, ts, steps=costs.STEPS, patience=costs.STEPS),
-    "mask, scope all": lambda r, ts: optimise_mask(r.model, ts, steps=costs.STEPS, patience=costs.STEPS, scope="all"),
+    "mask, scope answer": lambda r, ts: optimise_mask(
+        r.model, ts, steps=costs.STEPS["answer"], patience=costs.STEPS["answer"]
+    ),
+    "mask, scope all": lambda r, ts: optimise_mask(
+        r.model, ts, steps=costs.STEPS["all"], patience=costs.STEPS["all"], scope="all"
+    ),
     "mask network": lambda r, ts: predict_masks(MaskNetwork.for_model(r.model), r.model, ts),
     "drop or sufficiency": with_and_without_reasoning,
     "every token cut, scope answer": token_effects,
@@ -148,7 +160,7 @@ WHOLE = {  # method -> how it is run
 
 @pytest.mark.parametrize("method", WHOLE)
 def test_a_whole_method(eager, method, monkeypatch):
-    monkeypatch.setattr(costs, "STEPS", 4)
+    monkeypatch.setattr(costs, "STEPS", dict(answer=4, all=6))
     t = a_trace(eager)
     expected = flops(Shape.of(eager.model.config), lengths_of(t))[method]
     assert expected == pytest.approx(counted(lambda: WHOLE[method](eager, [t])), rel=0.15)
@@ -218,7 +230,7 @@ HELD = {name: lambda r, t, way=way: way(r, [t]) for name, way in WHOLE.items()} 
 @pytest.mark.parametrize("method", HELD)
 def test_memory_is_that_of_the_tensors_alive(method, dtype, monkeypatch):
     monkeypatch.setattr(likelihood, "CPU_CACHE_BYTES_PER_CALL", footprints.COPIES)  # the limit of a GPU
-    monkeypatch.setattr(costs, "STEPS", 2)
+    monkeypatch.setattr(costs, "STEPS", dict(answer=2, all=2))
     r, t = small(dtype)
     shape, size = Shape.of(r.model.config), torch.finfo(dtype).bits // 8
     torch.manual_seed(0)
@@ -240,7 +252,8 @@ def test_memory_of_resampling(monkeypatch):
     assert memory(shape, lengths, 4)["every sentence resampled 8 times"] == pytest.approx(seen, rel=0.35)
 
 
-def test_activations_of_a_padded_batch_are_what_a_training_step_holds():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activations_of_a_padded_batch_are_what_a_training_step_holds(autocast):
     """Rows of different lengths, as rollouts are, with TRL's own way of making logits."""
     r, t = small(torch.float32)
     from trl.trainer.utils import add_fused_lm_head
@@ -252,12 +265,16 @@ def test_activations_of_a_padded_batch_are_what_a_training_step_holds():
         mask[row, : 20 * row] = 0
 
     def step():
-        out = r.model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = r.model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True)
         out.log_probs.sum().backward()
 
-    seen = alive(step) - 4 * (shape.parameters + rows * (n - 1) * (footprints.TILE[1] - shape.vocabulary))
-    found = costs.grpo_step(shape, Lengths(50, 100, 50), rows, at_once=rows, rate=1.0, size=4)
+    size, copies = (2, 2) if autocast else (4, 0)
+    seen = alive(step) - (4 + copies) * shape.parameters  # gradients, copies
+    seen -= size * rows * (n - 1) * (footprints.TILE[1] - shape.vocabulary)  # a tile is wider than this vocabulary
+    found = costs.grpo_step(shape, Lengths(50, 100, 50), rows, at_once=rows, rate=1.0, size=4, autocast=autocast)
     assert found.activations == pytest.approx(seen, rel=0.1)
+    assert found.weights == training_bytes(shape, size=4) + copies * shape.parameters
 
 
 def test_cache_is_what_a_cache_holds(eager):
@@ -309,7 +326,9 @@ def test_time_is_arithmetic_and_starts():
     started = costs.seconds(shape, lengths, rate=1e12, start=1e-3)
     extra = {name: (started[name] - free[name]) / 1e-3 for name in work}
     assert extra["forward pass"] == pytest.approx(1) and extra["GRPO's gradient"] == pytest.approx(3)
-    assert extra["mask, scope answer"] == pytest.approx(1 + 2 + 2 * costs.STEPS), "prefix, both ends, there and back"
+    assert extra["mask, scope answer"] == pytest.approx(1 + 2 + 2 * costs.STEPS["answer"]), (
+        "prefix, both ends, there and back"
+    )
     assert extra["mask as published"] == pytest.approx(400) and extra["flow, after capture"] == 0
     assert extra["every sentence resampled 8 times"] > 13 * 410, (
         "a call a token, for 640 continuations of 410, 48 at once"

@@ -1,6 +1,7 @@
 """Every notebook from end to end, in the tiny profile, through the same runner as `make run`.
 
-What runs is the student's copy, so that its stubs are met as a student meets them, with the solution behind each stub.
+The student's copy runs, so that its stubs are met as a student meets them, with the solution behind each stub; and the
+teacher's copy, in which solutions stand in place of the stubs.
 """
 
 import ast
@@ -15,7 +16,7 @@ import pytest
 from test_models import as_on_the_hub
 
 from faithlab.cli import main
-from faithlab.course import exercises_of, student_copy
+from faithlab.course import exercises_of, solutions_copy, student_copy
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -44,13 +45,20 @@ def check_scaling(results, printed):
         assert f"{task}, {n} problems, 0 examples each" in printed, "by the conventions of lm-eval too"
 
 
-@pytest.mark.notebooks
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
-def test_notebook_runs_and_reports(path, tmp_path):
-    node = nbformat.read(path, as_version=4)
-    exercises, copy = exercises_of(node), student_copy(node)
-    for e in reversed(exercises):
+def with_solutions_behind(node):
+    """The student's copy, each stub followed by its solution."""
+    copy = student_copy(node)
+    for e in reversed(exercises_of(node)):
         copy.cells.insert(e.cell + 1, nbformat.v4.new_code_cell(e.solution))
+    return copy
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("copied", [with_solutions_behind, solutions_copy], ids=["student", "teacher"])
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_notebook_runs_and_reports(path, copied, tmp_path):
+    node = nbformat.read(path, as_version=4)
+    exercises, copy = exercises_of(node), copied(node)
     folder = tmp_path / "notebooks"
     folder.mkdir()
     nbformat.write(copy, folder / path.name)
@@ -67,7 +75,8 @@ def test_notebook_runs_and_reports(path, tmp_path):
     printed = "".join(o.get("text", "") for c in nbformat.read(ran, as_version=4).cells
                       for o in c.get("outputs", []))  # fmt: skip
     for e in exercises:
-        assert f"… {e.name}: not done." in printed and f"✔ {e.name}: right." in printed
+        assert f"✔ {e.name}: right." in printed
+        assert (f"… {e.name}: not done." in printed) == (copied is with_solutions_behind)
     if path.stem == SCALING:
         check_scaling(results, printed)
 

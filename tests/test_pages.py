@@ -5,6 +5,8 @@ import functools
 import json
 import re
 import tomllib
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,22 @@ def broken_links(page):
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     assert broken_links(page) == []
+
+
+@pytest.mark.hub
+def test_addresses_outside_answer():
+    """Every address of the pages and notebooks, asked once; 403 and 429 are of sites that serve people only."""
+    found = {t for page in [*PAGES, *NOTEBOOKS] for t in re.findall(r"\]\((https://[^)\s]*)\)", prose(page))}
+    dead = []
+    for address in sorted({t.partition("#")[0] for t in found}):
+        asked = urllib.request.Request(address, headers={"User-Agent": "Mozilla/5.0 (links of faithlab)"})
+        try:
+            urllib.request.urlopen(asked, timeout=30).close()
+        except urllib.error.HTTPError as error:
+            dead += [f"{address}: {error.code}"] if error.code not in (403, 429) else []
+        except OSError as error:
+            dead.append(f"{address}: {error}")
+    assert found and not dead
 
 
 def test_broken_links_are_found(tmp_path):

@@ -6,9 +6,11 @@ import re
 import textwrap
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from faithlab import api_page
+from faithlab.notebook_outputs import EXECUTED, code_digest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -26,6 +28,10 @@ def test_committed_notebook_is_executed_clean_and_readable(path):
     assert not any(o["output_type"] == "error" for c in code for o in c["outputs"])
     assert any(o.get("data", {}).get("image/png") for c in code for o in c["outputs"])
     assert max(len("".join(c["source"]).splitlines()) for c in code) <= 26
+    node = nbformat.read(path, as_version=4)
+    assert node.metadata.get(EXECUTED) == code_digest(node), (
+        "the code is not that which made these outputs: run it again"
+    )
     assert path.stat().st_size < 1_500_000
     saved = set(re.findall(r'output_dir, "(\w+)"', "".join("".join(c["source"]) for c in code)))
     assert saved and all((ROOT / "figures" / f"{name}.png").is_file() for name in saved)

@@ -32,15 +32,18 @@ def label(piece: str) -> str:
 def attention_map(
     probs, *, title: str = "", limit: float | None = None, bar: bool = True, ax: Axes | None = None
 ) -> Axes:
-    """A map [query, key] as an image: darker is more attention (square-root scale, so that weak stripes show).
+    """A map [query, key] as an image: darker is more attention (square-root scale, so that weak stripes show). With
+    fewer queries than keys the queries are the last positions.
 
     `limit` is the attention of the darkest colour (default: the largest of the map); `bar` draws the colour scale.
     """
     ax = axes_or_new(ax, (4.5, 4.2))
     values = np.asarray(probs, dtype=float)
-    shown = np.where(np.tri(*values.shape, dtype=bool), values, np.nan)
+    first = values.shape[1] - values.shape[0]
+    shown = np.where(np.tri(*values.shape, k=first, dtype=bool), values, np.nan)
     norm = PowerNorm(0.5, 0, limit or np.nanmax(shown))
-    image = ax.imshow(shown, cmap=MAP_COLOURS, norm=norm, interpolation="nearest")
+    image = ax.imshow(shown, cmap=MAP_COLOURS, norm=norm, interpolation="nearest",
+                      extent=(-0.5, values.shape[1] - 0.5, values.shape[1] - 0.5, first - 0.5))  # fmt: skip
     if bar:
         ax.figure.colorbar(image, ax=ax, label="attention (square-root scale)", shrink=0.8)
     ax.set(xlabel="looked at (key position)", ylabel="looking (query position)")

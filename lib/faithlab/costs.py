@@ -12,8 +12,9 @@ in the steps of a mask and in writing, are mostly starts; `seconds` counts both.
     >>> float(table(shape, Lengths(prompt=200, reasoning=800, answer=10)).loc["forward pass", "TFLOP"].round(1))
     6.8
 
-The tests lay the arithmetic of all methods but the resampling beside torch's own counter of operations; notebook 10
-lays the time of all but the two dearest, the mask as published and the resampling, beside a clock.
+The tests lay the arithmetic of all methods but flow, the mask as published and the resampling beside torch's own
+counter of operations; notebook 10 lays the time of all but the two dearest, the mask as published and the resampling,
+beside a clock.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from faithlab.shapes import SHAPES, Lengths, Shape
 __all__ = ["MAP", "SHAPES", "Lengths", "Phase", "Shape", "StepEstimate", "flops", "grpo_step", "measured_rate",
            "measured_start", "memory", "phases", "seconds", "table", "training_bytes", "writing_seconds"]  # fmt: skip
 
-STEPS = 30  # of the optimised mask, with early stopping; notebook 04 measures them
+STEPS = {"answer": 30, "all": 50}  # of the optimised mask by its scope, with early stopping; notebook 04 measures them
 PUBLISHED_STEPS = 200
 MASKED = 8192  # tokens of the traces whose masks are found at once
 
@@ -63,7 +64,7 @@ def phases(shape: Shape, lengths: Lengths, traces: int = 1) -> dict[str, list[Ph
     def batches(pieces: int, at_once: int) -> float:
         return max(1.0, traces * pieces / max(1, at_once))
 
-    def mask(first: int, rows: int, logits: int, steps: int = STEPS) -> list[Phase]:
+    def mask(first: int, rows: int, logits: int, steps: int = STEPS["answer"]) -> list[Phase]:
         """The rows before are run once, the others there and back again in every step."""
         calls = 2 * steps * batches(1, MASKED // n)
         return [
@@ -79,10 +80,13 @@ def phases(shape: Shape, lengths: Lengths, traces: int = 1) -> dict[str, list[Ph
         "forward pass": [Phase(shape.rows(n, n), 1)],
         "GRPO's gradient": [Phase(3 * shape.rows(n, n), 3)],
         "capture of attention": [Phase(shape.rows(n, n, layers=depth, logits=0) + last + maps, depth / shape.layers)],
-        "flow, after capture": [Phase(4.0 * n * n)],  # two triangular solves
+        "flow, after capture": [Phase(4.0 * n * n)],  # two sweeps over all columns
         "one-step gradient of the mask": mask(n - a, tail, tail, 1),
         "mask, scope answer": [ends, *mask(n - a, tail, tail)],
-        "mask, scope all": [Phase(2 * shape.rows(r + tail, n, logits=tail), ends.calls), *mask(p, r + tail, tail)],
+        "mask, scope all": [
+            Phase(2 * shape.rows(r + tail, n, logits=tail), ends.calls),
+            *mask(p, r + tail, tail, STEPS["all"]),
+        ],
         "mask as published": mask(0, n, n, PUBLISHED_STEPS),
         "mask network": [Phase(shape.rows(n, n, layers=half, logits=0), half / shape.layers)],
         "drop or sufficiency": [early, Phase(2 * shape.rows(tail, n), 1)],
@@ -170,19 +174,25 @@ class StepEstimate:
 
 def grpo_step(
     shape: Shape, lengths: Lengths, rollouts: int, *, at_once: int, rate: float, start: float = 0.0, lora: int = 0,
-    size: int = 2,
+    size: int = 2, autocast: bool = False,
 ) -> StepEstimate:  # fmt: skip
-    """Estimate a step: `rollouts` of these lengths are written and learnt from, `at_once` of them in one pass there and
-    back, padded to one length, nothing recomputed. `rate` is in FLOP a second; every token written and every pass adds
-    a `start` in seconds (see `seconds`; 0 leaves it out, and `writing_seconds` has that of a GPU).
+    """Estimate a step on one device: `rollouts` of these lengths are written and learnt from, `at_once` of them in one
+    pass there and back, padded to one length, nothing recomputed. `rate` is in FLOP a second; every token written and
+    every pass adds a `start` in seconds (see `seconds`; 0 leaves it out, and `writing_seconds` has that of a GPU).
+
+    Args:
+        size: bytes of a weight and of a number that is kept.
+        autocast: weights in float32 are multiplied in bfloat16, as with TRL's `bf16`: what is multiplied is kept in
+            two bytes, and beside the weights stands a copy of them in bfloat16.
 
     Raises `FaithlabError` for a rate that is not above 0, and what `training_bytes` refuses."""
     check_number("rate", rate, 0, above=True)
     n = lengths.total
     forward = rollouts * shape.rows(n, n) / rate
+    kept = 2 if autocast else size
     return StepEstimate(
-        training_bytes(shape, lora=lora, size=size),
-        at_once * kept_for_training(shape, n, size, padded=True) + tiles(shape, at_once * n, size),
+        training_bytes(shape, lora=lora, size=size) + 2 * autocast * shape.parameters,
+        at_once * kept_for_training(shape, n, kept, padded=True, autocast=autocast) + tiles(shape, at_once * n, kept),
         forward + (lengths.reasoning + lengths.answer) * start,
         3 * forward + 3 * rollouts / at_once * start,
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 from faithlab.errors import FaithlabError
 from faithlab.notebook_files import discover, read_notebook, select
+from faithlab.notebook_outputs import EXECUTED
 from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder
 
@@ -88,6 +89,7 @@ def without_outputs(node: Any) -> Any:
     for cell in result.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    result.metadata.pop(EXECUTED, None)
     return result
 
 

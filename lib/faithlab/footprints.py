@@ -65,12 +65,14 @@ def layers_read(shape: Shape) -> tuple[int, int]:
     return min(READ_LAYERS, last - shape.layers // 3 + 1), last
 
 
-def kept_for_training(shape: Shape, tokens: int, size: int, *, padded: bool = False) -> float:
+def kept_for_training(shape: Shape, tokens: int, size: int, *, padded: bool = False, autocast: bool = False) -> float:
     """Bytes kept of a rollout of `tokens` for the way back to all weights, without the logits' part. In a `padded`
-    batch each layer also keeps the mask that hides the padding, and keys and values repeated for every query head."""
+    batch each layer also keeps the mask that hides the padding, and keys and values repeated for every query head. With
+    `autocast` to `size` bytes what is normalised stays in float32, and is kept once more as it is multiplied."""
     s, d = shape, shape.hidden
     groups = s.heads if padded else s.key_heads
-    inputs = 2 * d * (4 + 2 * size) + size * (4 * s.inner + 2 * (s.heads + groups) * s.head_dim)
+    normalised = 4 + (8 if autocast else size) + size
+    inputs = 2 * d * normalised + size * (4 * s.inner + 2 * (s.heads + groups) * s.head_dim)
     return s.layers * tokens * (inputs + 4 * s.heads + padded * size * tokens)
 
 

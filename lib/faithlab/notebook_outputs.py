@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,14 @@ from faithlab.notebook_files import Notebook, read_notebook
 from faithlab.notebook_kernel import Outcome
 from faithlab.paths import short
 from faithlab.results import gather_results, keep_results, write_atomically
+
+EXECUTED = "executed_code"  # in a notebook's metadata: the digest of the code that made its outputs
+
+
+def code_digest(nb: Any) -> str:
+    """A fingerprint of a notebook's code cells: outputs beside other code were made by another version of it."""
+    sources = "\0".join(c.source for c in nb.cells if c.cell_type == "code")
+    return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
 def keep_outputs(
@@ -58,8 +67,8 @@ def keep_outputs(
 def clean_copy(source: Any, executed: Any, machine: Mapping[str, str]) -> Any:
     """The source notebook with the outputs of its executed copy, and nothing else of it.
 
-    Everything but outputs and counts comes from the source, so papermill's metadata, its injected cell and timings
-    cannot slip in. Progress bars go, and paths of this machine are replaced.
+    Everything but outputs, counts and the digest of the code comes from the source, so papermill's metadata, its
+    injected cell and timings cannot slip in. Progress bars go, and paths of this machine are replaced.
 
     Args:
         source: the notebook as it is committed.
@@ -84,6 +93,7 @@ def clean_copy(source: Any, executed: Any, machine: Mapping[str, str]) -> Any:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
+    result.metadata[EXECUTED] = code_digest(result)
     return result
 
 

@@ -190,7 +190,7 @@ def keep_results(table: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = table.sort_values("notebook", kind="stable")
     # A gap stays a gap whether it was just measured or read back, so that a second writing changes nothing.
-    ordered = ordered.map(lambda v: (f"{v:.6g}" if isinstance(v, float) else v) if pd.notna(v) else None)
+    ordered = ordered.map(lambda v: (f"{v:.9g}" if isinstance(v, float) else v) if pd.notna(v) else None)
     write_atomically(path, ordered.to_csv(index=False))
 
 

@@ -205,8 +205,8 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
 
 
 def estimate(arm: Arm, trainer) -> costs.StepEstimate:
-    """What a step of this trainer needs, from the model's shape and the lengths of texts: the longest of the first 16
-    prompts, and the longest completion that the arm allows.
+    """What a step of this trainer needs on each device, from the model's shape and the lengths of texts: the longest of
+    the first 16 prompts, and the longest completion that the arm allows.
 
     Raises `FaithlabError`, with what could be changed, if that cannot fit into the device's memory.
     """
@@ -214,8 +214,10 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
     prompts = [len(prompt_ids(trainer.reasoner.tokenizer, p)) for p in trainer.train_dataset[:16]["prompt"]]
     lengths = costs.Lengths(max(prompts), arm.max_completion_length, 1)
     found = costs.grpo_step(
-        costs.Shape.of(model.config), lengths, arm.prompts * arm.rollouts, at_once=args.per_device_train_batch_size,
+        costs.Shape.of(model.config), lengths, -(-arm.prompts * arm.rollouts // args.world_size),
+        at_once=args.per_device_train_batch_size,
         rate=costs.measured_rate(model.device, torch.bfloat16 if args.bf16 else torch.float32), lora=arm.lora, size=4,
+        autocast=args.bf16,
     )  # fmt: skip
     weights, loaded = found.weights, sum(p.nbytes for p in model.parameters())
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # a share, and all weights while rollouts are scored
