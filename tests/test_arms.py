@@ -97,10 +97,13 @@ def test_seeds_of_the_plan_are_counted(tmp_path, capsys):
     }, "a run is counted once, and what the plan does not name is left out"  # fmt: skip
     say_missing(found, ["credit_flow", "both"])
     assert capsys.readouterr().out == "not run yet and left out (faithlab sweep): credit_flow (1 of 2 seeds)\n"
+    held.loc[2] = ("credit_uniform", 7)
+    assert seeds_done(held, path)["done"]["credit_uniform"] == 0, "a seed beside the plan is none of its"
     held.loc[2] = ("credit_uniform", 1)
     assert seeds_done(held, path)["whole"].to_dict() == {"credit_flow": False, "credit_uniform": True}
     say_missing(seeds_done(held, path), ["credit_uniform"])
     assert capsys.readouterr().out == "", "nothing is missing, nothing is said"
+    assert seeds_done(load_runs(tmp_path)[1], path)["done"].tolist() == [0, 0], "no run at all"
     assert seeds_done(load_runs()[1])["planned"].sum() == len(read_plan(data_folder() / "results/training/plan.csv"))
 
 

@@ -87,6 +87,11 @@ def test_differences_that_are_all_alike_have_the_p_of_the_sign_test(shape, p):
     for gap in (1.0, -1.0, 0.3):
         found = difference(base + gap, base)
         assert found.p == pytest.approx(p) and found.value == pytest.approx(gap) and math.isnan(found.detectable)
+        unmeasured = np.full((4, shape[1]), np.nan)
+        more = difference(np.vstack([base + gap, unmeasured]), np.vstack([base, unmeasured]))
+        assert more.p == found.p and more.seeds == shape[0], "what was not measured does not count"
+    rounded = difference(np.full((1, 40), 0.1) + 0.2, np.full((1, 40), 0.3))
+    assert 0 < abs(rounded.value) < 1e-15 and rounded.p == 1, "rounding is no difference"
     assert difference(np.ones((3, 400)), np.zeros((3, 400))).p == pytest.approx(2 / 10_001), (
         "no less than all resamples"
     )

@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scipy import stats
 from test_flow import attention
 
 from faithlab import heads
+from faithlab.attention_plots import attention_map
 from faithlab.couplings import coupling, couplings, peaks
 from faithlab.errors import FaithlabError
 
@@ -229,3 +231,13 @@ def test_couplings_worked_by_hand():
     assert results["fai_after_waad"].null == pytest.approx(0.6, abs=0.05)
     with pytest.raises(FaithlabError, match="trace 0: the profiles differ in length"):
         couplings([waad], [fai[:-1]], [receiver], [entropy])
+
+
+def test_a_map_of_the_last_rows_hides_what_lies_ahead_of_each():
+    """Three queries of five positions: row 0 stands at position 2 and sees three columns."""
+    ax = attention_map(np.full((3, 5), 0.2), bar=False)
+    (image,) = ax.images
+    seen = ~np.ma.getmaskarray(np.ma.masked_invalid(image.get_array()))
+    assert seen.sum(1).tolist() == [3, 4, 5]
+    assert list(image.get_extent()) == [-0.5, 4.5, 4.5, 1.5], "rows are called by their positions"
+    plt.close(ax.figure)

@@ -12,7 +12,8 @@ to the highest, which holds the truth in 75 %). The wider end and the larger p o
 says nothing about others: then the interval is over problems only.
 
 Where all differences are alike neither has anything to work with. Then p is that of the sign test (two problems that
-both went up are no proof), and with a `support` that ends on both sides, indicators have Wilson's interval of n of n.
+both went up are no proof), and with a `support` that ends on both sides, indicators have Wilson's interval of n of n;
+n is the larger of the numbers of seeds and of problems.
 """
 
 from __future__ import annotations
@@ -67,10 +68,11 @@ def difference(
         )
     gap = one - other
     gap = gap[:, ~np.isnan(gap).all(0)]
+    gap = gap[~np.isnan(gap).all(1)]
     known = ~np.isnan(gap)
     seeds, problems = gap.shape
     if not known.any():
-        return Difference(*[math.nan] * 5, seeds, 0)
+        return Difference(*[math.nan] * 5, len(one), 0)
     if known.sum() == 1:  # one number says nothing about how far others may lie
         return Difference(float(gap[known][0]), *[math.nan] * 4, seeds, problems)
     rng = np.random.default_rng(seed)
@@ -87,8 +89,9 @@ def difference(
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
     value, (error, freedom) = float(gap[known].mean()), _standard_error(gap)
-    if np.ptp(gap[known]) < 1e-12 * max(1, abs(value)):  # alike but for rounding
-        p = 2 * 0.5 ** max(seeds, problems) if value else 1.0
+    rounding = 1e-12 * max(1, np.abs(one[~np.isnan(one)]).max())
+    if np.ptp(gap[known]) < rounding:
+        p = 2 * 0.5 ** max(seeds, problems) if abs(value) > rounding else 1.0
         return Difference(value, value, value, max(p, 2 / (resamples + 1)), math.nan, seeds, problems)
     if error > 0:
         reach = stats.t.ppf(0.975, freedom) * error
@@ -100,7 +103,7 @@ def difference(
 
 def _standard_error(gap: Float[np.ndarray, "seed problem"]) -> tuple[float, float]:
     """Standard error of the mean of crossed seeds and problems, and Satterthwaite's degrees of freedom."""
-    gap, parts = gap[~np.isnan(gap).all(1)], []
+    parts = []
     for axis in (1, 0):  # means of seeds, means of problems
         means = np.nanmean(gap, axis=axis)
         if len(means) > 1:

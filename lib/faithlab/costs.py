@@ -183,7 +183,7 @@ def grpo_step(
     Args:
         size: bytes of a weight and of a number that is kept.
         autocast: weights in float32 are multiplied in bfloat16, as with TRL's `bf16`: what is multiplied is kept in
-            two bytes, and beside the weights stands a copy of them in bfloat16.
+            two bytes, and beside the weights of the layers stands a copy of them in bfloat16.
 
     Raises `FaithlabError` for a rate that is not above 0, and what `training_bytes` refuses."""
     check_number("rate", rate, 0, above=True)
@@ -191,8 +191,9 @@ def grpo_step(
     forward = rollouts * shape.rows(n, n) / rate
     kept = 2 if autocast else size
     return StepEstimate(
-        training_bytes(shape, lora=lora, size=size) + 2 * autocast * shape.parameters,
-        at_once * kept_for_training(shape, n, kept, padded=True, autocast=autocast) + tiles(shape, at_once * n, kept),
+        training_bytes(shape, lora=lora, size=size) + 2 * autocast * shape.layers * shape.layer,
+        at_once * kept_for_training(shape, n, kept, padded=True, autocast=autocast)
+        + tiles(shape, at_once * n, kept, autocast=autocast),
         forward + (lengths.reasoning + lengths.answer) * start,
         3 * forward + 3 * rollouts / at_once * start,
     )

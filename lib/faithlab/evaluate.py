@@ -62,14 +62,14 @@ def evaluate(
     if it is named, and its columns are NaN where all groups or the default ones are asked for.
 
     Raises `FaithlabError`, before anything is measured, for bad settings, unknown reasoners or two of the same label,
-    and an output folder that holds another evaluation or cannot be written.
+    and an output folder that holds another evaluation, a damaged table, or cannot be written.
     """
     names = labels(reasoners)
     chosen = list(DEFAULT if groups is None else groups)
     check_known("group of measures", chosen, evaluation.GROUPS)
-    for name, value, least in (("n", n, 1), ("samples", samples, 1), ("seed", seed, 0)):
-        check_number(name, value, least, whole=True)
-    check_number("temperature", temperature, 0)
+    check_number("n", n, 1, whole=True)
+    check_number("seed", seed, 0, whole=True)
+    evaluation.check_sampling(samples, temperature)
     sources = dict(zip(names, reasoners, strict=True))
     for source in reasoners:
         check_reasoner(source)
@@ -83,6 +83,8 @@ def evaluate(
     settings = dict(task=task, options=dict(options or {}), split=split, n=n, groups=chosen, samples=samples,
                     temperature=temperature, seed=seed)  # fmt: skip
     folder = EvaluationFolder(Path(output), settings, rows, sources)
+    for name in names:
+        folder.finished(name)  # what is damaged is seen now
     return {name: _one(name, source, folder, rows, progress) for name, source in sources.items()}
 
 

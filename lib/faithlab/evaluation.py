@@ -49,10 +49,7 @@ def measure(
     temperature 0.
     """
     check_known("group of measures", groups, GROUPS)
-    check_number("samples", samples, 1, whole=True)
-    check_number("temperature", temperature, 0)
-    if samples > 1 and not temperature:
-        raise FaithlabError(f"at temperature 0 all {samples} samples are the same: ask for 1, or a temperature above 0")
+    check_sampling(samples, temperature)
     tasks.scorer(task)
     if not len(rows):
         raise FaithlabError("no problems were given; `tasks.load` gives some")
@@ -63,6 +60,14 @@ def measure(
         if not GROUPS[name].lacks(task, work.rows):
             columns |= GROUPS[name].measure(work)
     return pd.DataFrame(columns)
+
+
+def check_sampling(samples: int, temperature: float) -> None:
+    """Raise `FaithlabError` for settings out of range, and for several samples at temperature 0, which are copies."""
+    check_number("samples", samples, 1, whole=True)
+    check_number("temperature", temperature, 0)
+    if samples > 1 and not temperature:
+        raise FaithlabError(f"at temperature 0 all {samples} samples are the same: ask for 1, or a temperature above 0")
 
 
 def pass_at_k(rights: Sequence[int], samples: Sequence[int], k: int) -> np.ndarray:

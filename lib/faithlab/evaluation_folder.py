@@ -53,7 +53,7 @@ class EvaluationFolder:
     def finished(self, name: str) -> pd.DataFrame:
         """A reasoner's problems so far; no rows if there are none.
 
-        Raises `FaithlabError` for a table that cannot be read.
+        Raises `FaithlabError` for a table that cannot be read or is damaged.
         """
         path = self.table_path(name)
         if not path.is_file():
@@ -61,7 +61,9 @@ class EvaluationFolder:
         try:
             table = pd.read_csv(path)
             table["problem"].astype(int)
-        except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        except OSError as error:
+            raise FaithlabError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise FaithlabError(
                 f"{path} is damaged: delete it to measure {name} again, or give another --output"
             ) from error

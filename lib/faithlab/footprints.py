@@ -76,10 +76,14 @@ def kept_for_training(shape: Shape, tokens: int, size: int, *, padded: bool = Fa
     return s.layers * tokens * (inputs + 4 * s.heads + padded * size * tokens)
 
 
-def tiles(shape: Shape, tokens: int, size: int) -> float:
+def tiles(shape: Shape, tokens: int, size: int, *, autocast: bool = False) -> float:
     """Bytes of the logits that TRL holds at a time, with what torch's operators make of them on a CPU (on a GPU a
-    kernel of its own needs fewer), and of the head's gradient in float32 where weights have fewer bytes."""
-    head = 4 * shape.hidden * shape.vocabulary if size < 4 else 0
+    kernel of its own needs fewer), and of the head's gradient in float32 where weights have fewer bytes; with
+    `autocast` weights have four, and a tile of the head is cast to `size`."""
+    if autocast:
+        head = size * shape.hidden * min(shape.vocabulary, TILE[1])
+    else:
+        head = 4 * shape.hidden * shape.vocabulary if size < 4 else 0
     return (7 * 4 + size) * min(tokens, TILE[0]) * min(shape.vocabulary, TILE[1]) + head
 
 

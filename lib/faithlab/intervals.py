@@ -40,7 +40,7 @@ def mean_interval(
         return Interval(float(data[0]), np.nan, np.nan, 1)
     if np.ptp(data) == 0:
         value = float(data[0])
-        indicator = support is not None and value.is_integer()
+        indicator = support is not None and np.isfinite(support).all() and value.is_integer()
         width = share_interval(0, len(data), level=level).high if indicator else 0.0
         low, high = support if indicator else (value, value)
         return Interval(value, max(low, value - width), min(high, value + width), len(data))

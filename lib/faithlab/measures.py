@@ -95,7 +95,8 @@ class Work:
 @dataclass(frozen=True)
 class Group:
     """One group of measures: the `columns` that it fills, what they are (`says`), the function that makes them (those
-    it leaves out are NaN), and `lacks`: why a task cannot have the group, or None; only then is it measured."""
+    it leaves out are NaN), and `lacks`, which says why a task cannot have the group; where it says None, it is
+    measured."""
 
     columns: tuple[str, ...]
     says: str

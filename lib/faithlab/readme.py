@@ -25,7 +25,7 @@ LISTED = re.compile(r"^(\| \[\d\d [^|]*\]\(notebooks/(\w+)\.ipynb\) \|[^|]*\|[^|
 TOGETHER = re.compile(r"^(\| together \|[^|]*\|[^|]*\|).*$", re.MULTILINE)
 LESSON = re.compile(r"^(\| \d \| ((?:\d\d, )*\d\d) \|)[^|]*\|[^|]*\|(.*)$", re.MULTILINE)
 BLOCK = re.compile(r"<!-- results -->.*?(?=\n## )", re.DOTALL)
-RUNS = re.compile(r"^\* <!-- runs -->.*$", re.MULTILINE)
+RUNS = re.compile(r"^\* .*<!-- runs -->$", re.MULTILINE)
 
 QUESTION = "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
 HINT = "A friend says the answer is 9."
@@ -110,18 +110,19 @@ def with_lessons(text: str, costs: dict[str, notebook_costs.Cost]) -> str:
 
 
 def finished_runs(training: Path) -> str:
-    """How many runs of the plan in this folder are finished, and which arms lack seeds, as a sentence."""
+    """How many runs of the plan in this folder are finished, and how many arms lack seeds, as a sentence."""
     seeds = sweep.seeds_done(sweep.load_runs(training)[1], training / "plan.csv")
-    done, planned = int(seeds[["done", "planned"]].min(axis=1).sum()), int(seeds["planned"].sum())
-    late = ", ".join(f"`{r.Index}` ({r.done} of {r.planned})" for r in seeds[~seeds["whole"]].itertuples())
-    said = f"{done} of the {planned} training runs of [the plan](data/results/training/plan.csv) are finished."
-    return f"{said} Seeds are missing of {late}; nothing is said of these arms." if late else said
+    done, planned, late = seeds["done"].sum(), seeds["planned"].sum(), int((~seeds["whole"]).sum())
+    said = f"{done} of the {planned} training runs of [the plan](data/results/training/plan.csv) are finished"
+    if late:
+        return f"{said}; {late} arms lack seeds (`faithlab sweep --list`), and nothing is said of these."
+    return f"{said}."
 
 
 def written(text: str, results: Path) -> str:
     """The README's text with both tables, and the runs that are finished, as the folder of results has them."""
     table, runs = results_table(results / "notebooks.csv"), finished_runs(results / "training")
-    text = RUNS.sub(lambda _: f"* <!-- runs -->{runs}", text)
+    text = RUNS.sub(lambda _: f"* {runs} <!-- runs -->", text)
     return with_costs(BLOCK.sub(lambda _: f"<!-- results -->\n{table}\n", text), notebook_costs.read(results))
 
 

@@ -83,9 +83,10 @@ def seeds_done(held: pd.DataFrame, plan: str | Path | None = None) -> pd.DataFra
     """
     path = Path(plan) if plan is not None else data_folder() / "results" / "training" / "plan.csv"
     asked = pd.DataFrame(read_plan(path), columns=["arm", "seed"])
-    counts = {name: table.groupby("arm")["seed"].nunique() for name, table in (("planned", asked), ("done", held))}
-    seeds = pd.DataFrame(counts).fillna(0).astype(int).loc[lambda t: t["planned"] > 0]
-    return seeds.assign(whole=seeds["done"] >= seeds["planned"])
+    done = held[["arm", "seed"]].astype({"seed": int}).drop_duplicates().merge(asked)  # of the plan's
+    counts = {name: table.groupby("arm")["seed"].nunique() for name, table in (("planned", asked), ("done", done))}
+    seeds = pd.DataFrame(counts).fillna(0).astype(int)
+    return seeds.assign(whole=seeds["done"] == seeds["planned"])
 
 
 def say_missing(seeds: pd.DataFrame, arms: Iterable[str]) -> None:
