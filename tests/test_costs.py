@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from faithlab import attention, costs, footprints, likelihood, peaks, saliency, shapes
+from faithlab import attention, costs, footprints, likelihood, memory_peaks, saliency, shapes
 from faithlab.attention import capture
 from faithlab.biases import causal_bias, frozen
 from faithlab.costs import SHAPES, Lengths, Shape, flops, memory, table, training_bytes, writing_seconds
@@ -296,12 +296,12 @@ def test_training_holds_weights_gradients_and_adam():
     assert training_bytes(shape, lora=4, size=4) == pytest.approx(4 * shape.parameters + 16 * trained, rel=0.001)
 
 
-@pytest.mark.skipif(not peaks.Path("/proc/self/status").is_file(), reason="an allocator of another kind")
+@pytest.mark.skipif(not memory_peaks.Path("/proc/self/status").is_file(), reason="an allocator of another kind")
 def test_a_process_holds_what_the_formula_says():
     """A forward pass whose logits are large beside the noise of a MB, of an allocator that keeps nothing."""
     shape = Shape.of(load_reasoner("abacus").model.config)
     expected = 64 * memory(shape, Lengths(64, 184, 8), 4)["forward pass"]
-    seen = peaks.peak("forward pass", 256, traces=64, reasoner="abacus", keeping=False)
+    seen = memory_peaks.peak("forward pass", 256, traces=64, reasoner="abacus", keeping=False)
     assert seen == pytest.approx(expected, rel=0.1)
 
 
@@ -363,7 +363,7 @@ def test_a_grpo_step_is_writing_and_three_passes():
 
 
 def test_mistakes_are_named(monkeypatch):
-    monkeypatch.setattr(peaks.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(memory_peaks.sys, "executable", shutil.which("false"))
     shape, lengths = SHAPES["qwen3-4b"], Lengths(1, 1, 1)
     for call, message in (
         (lambda: Lengths(0, 1, 1), "prompt=0"), (lambda: training_bytes(shape, lora=-1), "lora=-1"),
@@ -371,9 +371,9 @@ def test_mistakes_are_named(monkeypatch):
         (lambda: writing_seconds(shape, lengths, 1, bandwidth=0), "bandwidth"),
         (lambda: costs.seconds(shape, lengths, rate=0, start=0), "rate"),
         (lambda: costs.seconds(shape, lengths, rate=1, start=-1), "start=-1"),
-        (lambda: peaks.peak("forwards", 64), "unknown work 'forwards'"),
-        (lambda: peaks.peak("mask network", 4), "tokens=4"),
-        (lambda: peaks.peak("mask network", 32), r"failed \(1\): no message"),
+        (lambda: memory_peaks.peak("forwards", 64), "unknown work 'forwards'"),
+        (lambda: memory_peaks.peak("mask network", 4), "tokens=4"),
+        (lambda: memory_peaks.peak("mask network", 32), r"failed \(1\): no message"),
     ):  # fmt: skip
         with pytest.raises(FaithlabError, match=message):
             call()

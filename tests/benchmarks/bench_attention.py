@@ -11,8 +11,8 @@ from test_flow import attention, by_networkx
 
 from faithlab.attention import capture
 from faithlab.flow import trace_flow, trace_flows
+from faithlab.memory_peaks import peak, random_trace
 from faithlab.models import load_reasoner
-from faithlab.peaks import peak, random_trace
 
 pytestmark = pytest.mark.timeout(1800)
 TOKENS = 2048

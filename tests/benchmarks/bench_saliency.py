@@ -12,7 +12,7 @@ from faithlab.arms import Arm
 from faithlab.attention import causal_bias
 from faithlab.biases import frozen
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
-from faithlab.peaks import peak
+from faithlab.memory_peaks import peak
 from faithlab.planted import planted
 from faithlab.ranking import auroc, spearman
 from faithlab.saliency import FLOOR, RATE, SPARSITY, optimise_mask

@@ -1,6 +1,6 @@
 """Peak memory of one piece of work, measured in a process of its own, to lay beside `faithlab.footprints`.
 
-    python -m faithlab.peaks "mask, scope answer" 256 --traces 16 --reasoner smollm2
+    python -m faithlab.memory_peaks "mask, scope answer" 256 --traces 16 --reasoner smollm2
 
 prints by how many bytes the peak of resident memory rose above where it stood once the model was loaded and warm. The
 traces are random tokens: a quarter prompt, eight tokens of answer. It is the process's memory, with a MB or two of
@@ -78,7 +78,7 @@ def peak(what: str, tokens: int, *, traces: int = 1, reasoner: str = "smollm2", 
     check_known("work", [what], WORK)
     check_number("tokens", tokens, 2 * ANSWER, whole=True)
     check_number("traces", traces, 1, whole=True)
-    call = [sys.executable, "-m", "faithlab.peaks", what, tokens, "--traces", traces, "--reasoner", reasoner]
+    call = [sys.executable, "-m", "faithlab.memory_peaks", what, tokens, "--traces", traces, "--reasoner", reasoner]
     environment = dict(os.environ) if keeping else {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([*map(str, call)], capture_output=True, text=True, env=environment)
     if done.returncode:
