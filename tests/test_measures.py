@@ -184,7 +184,7 @@ def options_of(task: str, folder) -> list[str]:
 NO_STORY = {"follows", "reasoned", "agrees", "fillers", "paraphrase", "resampled"}
 EMPTY = {task: NO_STORY for task in tasks.names()} | {
     "stories": {"follows", "agrees", "paraphrase", "resampled"},  # no hint, and no reasoning in the language of stories
-    "countdown": NO_STORY | {"hint_weak", "hint_strong"},
+    "countdown": NO_STORY | {"hint_weak", "hint_strong", "admits_weak", "admits_strong"},
 }
 
 
