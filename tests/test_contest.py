@@ -95,7 +95,11 @@ def test_the_figure_has_a_row_a_score_in_its_group_and_a_column_a_truth(planted_
     right, wrong = ([sign * p.decisive.float() for p in truth] for sign in (1, -1))
     judged = contest.judge({"position": wrong, "cut_answer": right, "cut_all": wrong}, planted_traces)
     order = ["cut_all", "position", "cut_answer"]  # from the lowest up; groups stay together all the same
-    fig = plots.standings(contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}, order)
+    table, shown = contest.standings(judged), {"path, AUROC": "path", "decisive, top 1": "top"}
+    chance = pd.Series({"path, AUROC": 0.5})  # as notebook 05 gives it: a column of a table
+    fig = plots.standings(table, shown, order, chance=chance)
+    dashed = [[line.get_xdata()[0] for line in a.lines if line.get_linestyle() == "--"] for a in fig.axes]
+    assert dashed == [[0.5], []]
     assert [a.get_title() for a in fig.axes] == ["path", "top"]
     rows = ["causal", "hidden from the answer", "hidden from all that follows", "control", "position"]
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == rows

@@ -24,7 +24,7 @@ from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.notebook_costs import Cost, box_lines
 from faithlab.notebook_files import discover, read_notebook, select
-from faithlab.notebook_outputs import clean_copy
+from faithlab.notebook_outputs import EXECUTED, clean_copy, code_digest
 from faithlab.notebook_profiles import convert, load_profile, profile_names
 from faithlab.notebooks import gather_results, make_plan, run_notebooks, write_results
 from faithlab.run_folder import new_folder
@@ -470,6 +470,7 @@ def test_written_back_notebook_is_its_source_with_outputs(ran):
     assert code[4].outputs[0].data["text/plain"] == "4" and code[4].outputs[0].execution_count == 5
     for cell in code:
         cell.outputs, cell.execution_count = [], None
+    assert clean.metadata.pop(EXECUTED) == code_digest(source)
     assert clean == source
     figure = ran["root"] / "figures" / "01_line.png"
     assert figure.read_bytes() == (ran["folder"] / "01_good" / "figures" / "01_line.png").read_bytes()

@@ -236,7 +236,7 @@ def standings(
             if name in part.index and np.isfinite(part.at[name, "value"]):
                 ends = (float(part.at[name, key]) for key in ("low", "value", "high"))
                 _estimate(ax, row, *ends, GROUP_COLOURS.get(group, PALETTE[7]))
-        _ruled(ax, (chance or {}).get(measure))
+        _ruled(ax, None if chance is None else chance.get(measure))
         ax.set_title(heading, fontsize=11)
         ax.tick_params(axis="y", length=0)
     axes[0][0].set_yticks(range(len(rows)), [SCORE_NAMES.get(name, name) if name else group for group, name in rows])
