@@ -14,14 +14,14 @@ from faithlab import paths
 
 COMMANDS = {
     "explain": ["explain", "Ada has 3 pears. Ben has 4 pears more than Ada. How many pears does Ben have?", "--samples",
-                "2", "--output", "OUT"],
-    "evaluate": ["evaluate", "abacus", "--n", "2", "--groups", "accuracy,text", "--output", "OUT"],
-    "train": ["train", "--config", "ARM", "--output", "OUT", "--quiet"],
-    "notebooks": ["notebooks", "06", "--profile", "tiny", "--output", "OUT"],
-    "course": ["course", "student", "06", "--output", "OUT"],
-    "feedback": ["feedback", "sheet", "--n", "1", "--output", "OUT"],
-    "sweep": ["sweep", "--plan", "PLAN", "--results", "OUT/results", "--output", "OUT"],
-    "harness": ["harness", "MODEL", "--path", "ROWS", "--shots", "0", "--output", "OUT", "--quiet"],
+                "2", "--output", "{OUT}"],
+    "evaluate": ["evaluate", "abacus", "--n", "2", "--groups", "accuracy,text", "--output", "{OUT}"],
+    "train": ["train", "--config", "{ARM}", "--output", "{OUT}", "--quiet"],
+    "notebooks": ["notebooks", "06", "--profile", "tiny", "--output", "{OUT}"],
+    "course": ["course", "student", "06", "--output", "{OUT}"],
+    "feedback": ["feedback", "sheet", "--n", "1", "--output", "{OUT}"],
+    "sweep": ["sweep", "--plan", "{PLAN}", "--results", "{OUT}/results", "--output", "{OUT}"],
+    "harness": ["harness", "{MODEL}", "--path", "{ROWS}", "--shots", "0", "--output", "{OUT}", "--quiet"],
 }  # fmt: skip
 OURS = (Path(paths.__file__).parent, paths.data_folder())
 
@@ -49,8 +49,7 @@ def test_nothing_is_written_outside_the_output_folder(name, tmp_path):
     given["PLAN"].write_text(f"arm,seed\n{given['ARM']},1\n")
     given["ROWS"].write_text(json.dumps(dict(question="Tom has 2 pears. How many?", answer="#### 2")) + "\n")
     saved(byte_reasoner(), given["MODEL"])
-    command = [word if (first := word.split("/")[0]) not in given else word.replace(first, str(given[first]))
-               for word in COMMANDS[name]]  # fmt: skip
+    command = [word.format(**given) for word in COMMANDS[name]]
     here = environment(HOME=str(home), TMPDIR=str(temporary), PYTHONDONTWRITEBYTECODE="1")
     for kept in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "FAITHLAB_CACHE", "HF_HOME", "IPYTHONDIR",
                  "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):  # fmt: skip

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from faithlab.errors import FaithlabError
-from faithlab.intervals import share_interval
+from faithlab.intervals import ends_of_alike
 
 RESAMPLES = 10_000
 
@@ -153,9 +153,8 @@ def _within(found: Difference, ends: tuple[float, float] | None) -> Difference:
     if ends is None:
         return found
     low, high = found.low, found.high
-    if low == high and found.value.is_integer() and np.isfinite(ends).all():
-        width = share_interval(0, max(found.seeds, found.problems)).high
-        low, high = low - width, high + width
+    if low == high:
+        low, high = ends_of_alike(found.value, max(found.seeds, found.problems), ends)
     low, high = np.clip((low, high), *ends)
     return found._replace(low=float(low), high=float(high))
 

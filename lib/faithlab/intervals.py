@@ -40,15 +40,23 @@ def mean_interval(
         return Interval(float(data[0]), np.nan, np.nan, 1)
     if np.ptp(data) == 0:
         value = float(data[0])
-        indicator = support is not None and np.isfinite(support).all() and value.is_integer()
-        width = share_interval(0, len(data), level=level).high if indicator else 0.0
-        low, high = support if indicator else (value, value)
-        return Interval(value, max(low, value - width), min(high, value + width), len(data))
+        return Interval(value, *ends_of_alike(value, len(data), support, level=level), len(data))
     result = stats.bootstrap(
         (data,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed, batch=200
     )
     low, high = result.confidence_interval
     return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def ends_of_alike(
+    value: float, n: int, support: tuple[float, float] | None, *, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval's ends where n values are all `value`: no width, but for whole numbers in a `support` that is finite
+    on both sides as far to either side, within it, as Wilson's interval goes for 0 of n."""
+    if support is None or not np.isfinite(support).all() or not value.is_integer():
+        return value, value
+    width = share_interval(0, n, level=level).high
+    return max(support[0], value - width), min(support[1], value + width)
 
 
 def ratio_interval(
