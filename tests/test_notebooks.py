@@ -5,6 +5,7 @@ teacher's copy, in which solutions stand in place of the stubs.
 """
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -17,15 +18,20 @@ from test_models import as_on_the_hub
 
 from faithlab.cli import main
 from faithlab.course import exercises_of, solutions_copy, student_copy
+from faithlab.models import data_folder
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-SCALING = "10_scaling_up"
+MARKS, SCALING = "05_which_tokens_matter", "10_scaling_up"
 
 
 def more_arguments(path, folder):
-    """Notebook 10 gets a model in a folder, as a hub would leave it, and a file of MMLU's form: so that what it has for
-    a large model runs too."""
+    """Notebook 05 gets a file of marks, so that the annotator is shown; notebook 10 a model in a folder, as a hub would
+    leave it, and a file of MMLU's form: so that what it has for a large model runs too."""
+    if path.stem == MARKS:
+        marks = folder / "marks.jsonl"
+        marks.write_text("".join((data_folder() / "marks" / "planted.jsonl").open().readlines()[:3]))
+        return ["-p", "marks_path", str(marks)]
     if path.stem != SCALING:
         return []
     as_on_the_hub(folder / "hub", "someone/tiny-llama")
@@ -79,6 +85,10 @@ def test_notebook_runs_and_reports(path, copied, tmp_path):
         assert (f"… {e.name}: not done." in printed) == (copied is with_solutions_behind)
     if path.stem == SCALING:
         check_scaling(results, printed)
+    if path.stem == MARKS:
+        shown = [json.dumps(c.outputs) for c in nbformat.read(ran, as_version=4).cells if c.cell_type == "code"]
+        assert sum("save and next" in o or "widget-view" in o for o in shown) == 1, "the annotator's buttons"
+        assert sum("agreement with your own marks" in o for o in shown) == 1
 
 
 def test_a_command_that_fails_ends_notebook_10_with_its_last_words():
