@@ -35,6 +35,13 @@ def test_arms_of_one_comparison_differ_in_nothing_but_the_reward(share):
     assert len(arms) >= 4 and len(alike) == 1
 
 
+def test_a_second_reward_is_not_scaled_by_the_group():
+    """Notebook 06: a group's own standard deviation would give the smallest second reward full strength."""
+    assert Arm().scale_rewards == "group"
+    assert Arm(saliency={}).scale_rewards == Arm(saliency={}, balance={"mode": "auto"}).scale_rewards == "batch"
+    assert Arm(saliency={}, scale_rewards="group").scale_rewards == "group"
+
+
 def test_what_is_left_out_has_a_default(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 3\nproblems: {hops: [1, 2]}\nsaliency:\n")

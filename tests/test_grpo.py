@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import re
+from collections import Counter
 
 import pytest
 import torch
 from tiny import tiny_reasoner
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -41,6 +43,22 @@ def trainer(folder, kind=FaithfulGRPOTrainer, reasoner=None, reward=length_of, s
     args = config(**settings | options, **own)
     return kind(model=reasoner.model, args=args, reward_funcs=reward, train_dataset=problems,
                 processing_class=reasoner.tokenizer)  # fmt: skip
+
+
+def generated(folder, **options):
+    """A trainer that has not learnt yet, and the batch that its first step would learn from."""
+    run = trainer(folder, **options)
+    run.create_optimizer_and_scheduler(2)
+    run.model.train()
+    run.current_gradient_accumulation_steps = 1
+    return run, run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+
+
+def gradient_of(run, inputs, advantages):
+    """The gradient of the trainer's own loss, flat, with other advantages."""
+    run.model.zero_grad()
+    run._compute_loss(run.model, {**inputs, "advantages": advantages}).backward()
+    return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
 
 
 def weights_after(run):
@@ -82,49 +100,68 @@ def test_it_holds_with_a_reference_model_too(tmp_path):
     assert not same(plain, weights(FaithfulGRPOTrainer, credit="flow", credit_amplify=3.0))
 
 
-def test_a_ratio_of_whole_sequences_takes_credit_up_to_rounding(tmp_path):
-    options = dict(importance_sampling_level="sequence", steps=1, learning_rate=1e-3)
-    plain = weights_after(trainer(tmp_path, GRPOTrainer, **options))
-    ones = weights_after(trainer(tmp_path, credit="random", credit_amplify=1.0, **options))
-    assert all(torch.allclose(plain[k], ones[k], atol=1e-5) for k in plain)
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "vespo"])
+def test_a_ratio_of_whole_sequences_cannot_carry_credit_and_says_so(tmp_path, loss):
+    options = dict(importance_sampling_level="sequence", loss_type=loss)
+    with pytest.raises(FaithlabError, match="one ratio and one gradient, so credit='flow' could not tell them apart"):
+        trainer(tmp_path, credit="flow", **options)
+    trainer(tmp_path, credit="uniform", **options)
 
 
-def test_uniform_computes_nothing(tmp_path, monkeypatch):
-    def never(*args, **kwargs):
-        raise AssertionError("uniform credit must not read anything")
+@pytest.mark.parametrize(("loss", "level"), [("vespo", "sequence"), ("luspo", "token"), ("dapo", "token")])
+def test_what_is_not_refused_tells_tokens_apart(tmp_path, loss, level):
+    """Another gradient from gamma than from the same numbers in another order, which a rollout's mean would not see."""
+    run, inputs = generated(tmp_path, loss_type=loss, importance_sampling_level=level)
+    gamma = 1 + torch.rand(inputs["completion_mask"].shape)
+    flat = inputs["advantages"].unsqueeze(1)
+    length = int(inputs["completion_mask"].sum(1).min())
+    turned = torch.cat([gamma[:, :length].flip(1), gamma[:, length:]], dim=1)
+    one, other = (gradient_of(run, inputs, flat * g) for g in (gamma, turned))
+    assert float((one - other).norm() / one.norm()) > 0.01
 
-    for name in ("read_rollouts", "score_rollouts"):
-        monkeypatch.setattr(f"faithlab.grpo.{name}", never)
-    run = trainer(tmp_path, steps=1)
-    run.train()
-    assert not any(key.startswith("credit") for row in run.state.log_history for key in row)
+
+class Counted(TorchDispatchMode):
+    """Counts tensor operations by name, in the thread that entered it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_uniform_computes_nothing(tmp_path):
+    """A step takes the very tensor operations that TRL's trainer takes, and as many; another strategy takes more."""
+
+    def operations(kind, **options):
+        run = trainer(tmp_path, kind, steps=2, **options)
+        with Counted() as counted:
+            run.train()
+        assert any(key.startswith("credit") for row in run.state.log_history for key in row) == bool(options)
+        return counted.seen
+
+    plain = operations(GRPOTrainer)
+    assert sum(plain.values()) > 1000 and operations(FaithfulGRPOTrainer) == plain
+    assert sum(operations(FaithfulGRPOTrainer, credit="random").values()) > sum(plain.values())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_gradient_is_that_of_scaled_advantages(tmp_path, loss):
     """With the old policy the present one, every loss's gradient is that of -sum_t w A gamma[t] log p[t], with a weight
     w of the loss type that does not depend on gamma: compare with TRL's own gradient of each token alone."""
-    run = trainer(tmp_path, loss_type=loss)
-    run.create_optimizer_and_scheduler(2)
-    run.model.train()
-    run.current_gradient_accumulation_steps = 1
-    inputs = run._generate_and_score_completions([run.train_dataset[i // 2] for i in range(8)])
+    run, inputs = generated(tmp_path, loss_type=loss)
     gamma = 1 + torch.rand(inputs["completion_mask"].shape)
-
-    def gradient(advantages):
-        run.model.zero_grad()
-        run._compute_loss(run.model, {**inputs, "advantages": advantages}).backward()
-        return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
-
     flat = inputs["advantages"].unsqueeze(1)
-    total = gradient(flat * gamma)
+    total = gradient_of(run, inputs, flat * gamma)
     parts = torch.zeros_like(total)
     for t in range(gamma.shape[1]):
         only = torch.zeros_like(gamma)
         only[:, t] = gamma[:, t]
-        parts += gradient(flat * only)
+        parts += gradient_of(run, inputs, flat * only)
     assert torch.allclose(total, parts, atol=1e-5 * float(total.abs().max())), loss
-    assert float((total - gradient(inputs["advantages"])).abs().max()) > 0
+    assert float((total - gradient_of(run, inputs, inputs["advantages"])).abs().max()) > 0
 
 
 @pytest.mark.parametrize("name", [n for n in credit.STRATEGIES if n != "uniform"])
@@ -175,6 +212,20 @@ def test_tool_tokens_get_no_credit(tmp_path):
     tools[:, 3:6] = 0  # what a tool wrote
     gamma = run._token_credit({**output, "tool_mask": tools})
     assert (gamma[:, 3:6] == 1).all() and (gamma > 1).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_a_tool_wrote_has_no_part_in_the_loss(tmp_path, loss):
+    run, inputs = generated(tmp_path, loss_type=loss)
+    inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
+    inputs["tool_mask"][:, 3:6] = 0
+    gamma = 1 + torch.rand(inputs["completion_mask"].shape)
+    flat, elsewhere = inputs["advantages"].unsqueeze(1), gamma.clone()
+    elsewhere[:, 3:6] = 1e3
+    one, other = (gradient_of(run, inputs, flat * g) for g in (gamma, elsewhere))
+    assert torch.equal(one, other)
+    del inputs["tool_mask"]
+    assert not torch.equal(one, gradient_of(run, inputs, flat * gamma))
 
 
 def test_positive_credit_leaves_negative_advantages_alone(tmp_path):

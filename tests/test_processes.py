@@ -9,16 +9,20 @@ import pandas as pd
 import pytest
 import torch
 from small_run import ARM, environment, kill_at_checkpoint, weights
-from tiny import tiny_reasoner
-from torch import distributed
+from tiny import tiny_reasoner, tiny_traces
+from torch import distributed, multiprocessing
 
 from faithlab import processes, training
+from faithlab.attention import capture
 from faithlab.errors import FaithlabError
+from faithlab.heads import split_heads
 from faithlab.models import load_reasoner
+from faithlab.rollouts import score_rollouts
 
 FSDP = Path(training.__file__).parent / "configs" / "accelerate" / "fsdp.yaml"
 LAUNCH = dict(ddp=["--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no"], fsdp=["--config_file", str(FSDP)])
-YAML = ARM.replace("steps: 6", "steps: 3")
+# A strategy whose local and global heads follow from the rollouts of all processes, beside one that reads maps.
+YAML = ARM.replace("steps: 6", "steps: 3").replace("name: flow", "name: coupled_rhythm, compare: [flow]")
 
 
 def together(kind: str, arm: Path, folder: Path, port: int) -> list[str]:
@@ -142,6 +146,42 @@ def test_whole_weights_are_plain_within_and_shared_out_after(alone):
     assert type(weight.weight).__name__ == "DTensor" and model._forward_hooks
     model(ids).logits.sum().backward()
     assert weight.weight.grad is not None
+
+
+def test_a_weighted_mean_of_one_process_is_its_own(alone):
+    values = torch.tensor([[1.0, 2.0]])
+    assert torch.equal(processes.weighted_mean(values, 3), values)
+    assert torch.isnan(processes.weighted_mean(values, 0)).all(), "nobody has anything"
+
+
+def heads_of(rank: int, splits: list[list[int]], folder: Path) -> None:
+    """One of two processes: the head groups that it reads its own share of the traces with."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    r = tiny_reasoner()
+    traces = [t for t in tiny_traces(r) if t.response.stop > t.response.start]
+    width = max(len(t) - t.prompt.stop for t in traces)
+    for i, own in enumerate(splits):
+        mine = [t for k, t in enumerate(traces) if (k in own) == (rank == 0)]
+        _, groups = score_rollouts(["waad"], r, mine, width)
+        torch.save(dict(distance=groups.distance, local=groups.local), folder / f"{rank}-{i}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.training
+def test_processes_read_the_same_heads_as_one_would(tmp_path):
+    """Whoever has which rollouts; also where one has none."""
+    r = tiny_reasoner()
+    traces = [t for t in tiny_traces(r) if t.response.stop > t.response.start]
+    everything = list(range(len(traces)))
+    splits = [[0], everything[::2], everything]
+    alone = [capture(r.model, [traces[i] for i in s], want=(), pad_id=r.pad_id).distance for s in splits]
+    assert not torch.allclose(alone[0], alone[2], rtol=0.01), "the case needs processes that differ"
+    multiprocessing.spawn(heads_of, (splits, tmp_path), nprocs=2)
+    for i in range(len(splits)):
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{rank}-{i}.pt", weights_only=True)
+            torch.testing.assert_close(found["distance"], alone[2])
+            assert torch.equal(found["local"], split_heads(alone[2])[0])
 
 
 def test_whole_weights_of_a_plain_model_are_its_own(alone):

@@ -1,5 +1,6 @@
 """Rewards: what they pay for, what they leave alone, and their balance."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from faithlab.models import load_reasoner
 from faithlab.rewards import SaliencyReward
 from faithlab.rollouts import prompt_ids
 from faithlab.saliency import optimise_mask
+from faithlab.training import prompts_of
 
 # --- outcome, form, length -------------------------------------------------------------------------------------------
 
@@ -207,6 +209,62 @@ def test_chat_prompts_go_through_the_template():
             return [len(messages), 2]
 
     assert prompt_ids(Chat(), [dict(role="user", content="x")]) == [1, 2]
+
+
+def test_chats_are_read_with_the_trainers_options_of_the_template(rollouts):
+    """Saliency is that of the prompt that was sampled from, and not of another one."""
+    reasoner, _, passed = rollouts
+    seen = []
+
+    class Chat:
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, *args, **options):
+            return self.tokenizer(*args, **options)
+
+        def apply_chat_template(self, messages, *, enable_thinking=True, **options):
+            seen.append(enable_thinking)
+            return self.tokenizer(messages[0]["content"], add_special_tokens=False).input_ids
+
+    chat = dataclasses.replace(reasoner, tokenizer=Chat(reasoner.tokenizer))
+    asked = passed | dict(prompts=[[dict(role="user", content=p)] for p in passed["prompts"]])
+    options = dict(method="cut", reduction="drop", chat_template_kwargs={"enable_thinking": False})
+    found = SaliencyReward(chat, **options)(**asked)
+    assert set(seen) == {False}
+    assert found == pytest.approx(SaliencyReward(reasoner, method="cut", reduction="drop")(**passed), abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_without_ids_texts_are_taken_as_whole(rollouts, form):
+    reasoner, _, passed = rollouts
+    reward = SaliencyReward(reasoner, method="cut", reduction="drop")
+    texts = passed["completions"]
+    if form == "chat":
+        texts = [[dict(role="assistant", content=text)] for text in texts]
+    by_hand = reward(passed["prompts"], texts)
+    assert max(by_hand) > 0 and by_hand == pytest.approx(reward(**passed), abs=1e-3)
+
+
+def test_it_serves_another_of_trls_trainers_and_logs_its_share_of_the_time(tmp_path):
+    from trl import RLOOConfig, RLOOTrainer
+
+    reasoner = load_reasoner("abacus")
+    rows = prompts_of(reasoner, tasks.load("stories", split="train", n=4, seed=0, hops=(1, 1)), "stories")
+    args = RLOOConfig(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2, use_cpu=True,
+        bf16=False, max_completion_length=60, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    reward = SaliencyReward(reasoner, method="cut", reduction="drop")
+    trainer = RLOOTrainer(model=reasoner.model, args=args, reward_funcs=[rewards.outcome, reward], train_dataset=rows,
+                          processing_class=reasoner.tokenizer)  # fmt: skip
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "rewards/saliency/mean" in row]
+    assert len(logged) == 2 and logged[0]["saliency/seconds"] > 0
+    assert 0 < logged[1]["saliency/time_share"] < 1
 
 
 @pytest.mark.parametrize(

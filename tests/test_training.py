@@ -5,11 +5,13 @@ import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_run import ARM, environment, kill_at_checkpoint, weights
 
@@ -88,6 +90,19 @@ def interrupted(arm, seed, folder, at, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("at", [2, 3])
+def test_so_it_is_with_several_iterations_and_accumulated_parts(tmp_path, monkeypatch, at):
+    """The checkpoint stands where a batch of rollouts has been used up, so that none has to be made again."""
+    arm = dataclasses.replace(SMALL, iterations=2, accumulation=2, keep_rollouts_every=1, test_problems=1)
+    training.train(arm, 1, tmp_path / "whole", quiet=True)
+    interrupted(arm, 1, tmp_path / "broken", at, monkeypatch)
+    training.train(arm, 1, tmp_path / "broken", quiet=True)
+    whole, resumed = (load_file(tmp_path / f / "last" / "model.safetensors") for f in ("whole", "broken"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole), "bit for bit"
+    kept = [(tmp_path / f / "rollouts.jsonl").read_text() for f in ("whole", "broken")]
+    assert kept[0] == kept[1]
+
+
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
     folder, _ = finished
     interrupted(SMALL, 3, tmp_path, 3, monkeypatch)
@@ -118,21 +133,44 @@ def test_a_loss_that_is_no_number_stops_with_the_last_sound_weights(tmp_path, mo
     assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "stopped" / "model.safetensors").values())
 
 
-def test_a_full_disk_says_so_and_the_run_can_go_on(tmp_path, monkeypatch):
-    from faithlab.grpo import FaithfulGRPOTrainer
+def _half_a_model(path):
+    """What safetensors leaves and says when the disk is full."""
+    path.write_bytes(b"x" * 100)
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    arm = dataclasses.replace(SMALL, steps=3, save_every=1)
-    save = FaithfulGRPOTrainer._save_checkpoint
 
-    def full(self, model, trial):
-        if self.state.global_step == 2:
+def _half_an_optimizer(path):
+    """What torch leaves and says."""
+    path.write_bytes(b"x" * 100)
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/2")
+
+
+@pytest.mark.parametrize(("where", "fails", "says"), [
+    ("faithlab.grpo.FaithfulGRPOTrainer.save_rewards", None, "No space left on device"),
+    ("transformers.modeling_utils.safe_save_file", _half_a_model, "Error while serializing: I/O error: No space left"),
+    ("torch.save", _half_an_optimizer, "PytorchStreamWriter failed writing file"),
+])  # fmt: skip
+def test_a_full_disk_says_so_and_the_run_can_go_on(tmp_path, monkeypatch, where, fails, says):
+    """Full before the second checkpoint is begun, half the way through its model, and through its optimiser."""
+    arm = dataclasses.replace(SMALL, steps=3, save_every=1, test_problems=1)
+    *module, owner, name = where.split(".")
+    save = getattr(getattr(pytest.importorskip(".".join(module)), owner), name) if module else getattr(torch, name)
+
+    def full(*args, **options):
+        path = next((p for p in map(Path, [a for a in args if isinstance(a, str | Path)])), Path())
+        path = path if path.suffix else Path(options.get("filename", path))
+        if not any(part == "checkpoint-2" for part in path.parts):
+            return save(*args, **options)
+        if fails is None:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, model, trial)
+        return fails(path)
 
-    monkeypatch.setattr(FaithfulGRPOTrainer, "_save_checkpoint", full)
-    with pytest.raises(FaithlabError, match="No space left on device; free space and give the same command again"):
+    monkeypatch.setattr(where, full)
+    monkeypatch.setattr(training, "FULL", 2**62)  # as little is left as a full disk has
+    with pytest.raises(FaithlabError, match=f"{says}.*; free space and give the same command again"):
         training.train(arm, 0, tmp_path, quiet=True)
     monkeypatch.undo()
+    assert training.last_checkpoint(tmp_path).endswith("checkpoint-1"), "half of the second does not count"
     training.train(arm, 0, tmp_path, quiet=True)
     assert pd.read_csv(tmp_path / "log.csv")["step"].tolist() == [1, 2, 3]
 
@@ -157,6 +195,29 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, capsys):
         assert main(["train", *call]) == 2 and "another process trains in" in capsys.readouterr().err
         assert main(["sweep", "--plan", str(tmp_path / "plan.csv"), "--output", str(tmp_path / "runs")]) == 0
     assert "another process is at it" in capsys.readouterr().out
+
+
+def test_the_best_model_is_not_chosen_by_a_weight_that_moves():
+    from faithlab.run_log import rewards_alike
+
+    def row(weight, outcome, saliency):
+        return {"reward": outcome + weight * saliency, "balance/weight": weight, "balance/outcome": outcome,
+                "balance/saliency": saliency}  # fmt: skip
+
+    falling = [row(200.0, 0.3, 0.5), row(2.0, 0.6, 0.5), row(1.0, 0.7, 0.5)]
+    assert rewards_alike(falling) == pytest.approx([0.8, 1.1, 1.2])
+    assert rewards_alike([row(0.5, 0.2, 1.0), row(0.5, 0.4, 0.0)]) == pytest.approx([0.7, 0.4])
+    assert rewards_alike([{"reward": 0.25}, {"reward": 0.5}]) == [0.25, 0.5]
+
+
+def test_a_tracker_is_by_choice_and_a_missing_one_is_named(tmp_path, monkeypatch, capsys):
+    arm = dataclasses.replace(SMALL, steps=1)
+    assert training.make_trainer(arm, 0, tmp_path, quiet=True, save=False).args.report_to == []
+    with pytest.raises(FaithlabError, match="did you mean 'trackio'"):
+        training.make_trainer(arm, 0, tmp_path, report_to="trackIO")
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    call = ["train", "--config", "credit_uniform", "--output", str(tmp_path / "run"), "--report-to", "trackio"]
+    assert main(call) == 2 and "trackio is not installed: pip install trackio" in capsys.readouterr().err
 
 
 def test_lora_trains_a_few_weights_goes_on_and_leaves_a_model_that_loads_by_itself(tmp_path, monkeypatch):

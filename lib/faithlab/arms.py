@@ -69,7 +69,7 @@ class Arm:
     max_completion_length: int = 224
     beta: float = 0.0
     loss: str = "dapo"
-    scale_rewards: str = "group"
+    scale_rewards: str | None = None  # left out: "batch" beside a saliency reward (notebook 06 says why), else "group"
     aggregation: str = "sum_then_normalize"
     iterations: int = 1
     accumulation: int = 1
@@ -82,6 +82,8 @@ class Arm:
     test_problems: int = 120  # of each condition, measured at the end
 
     def __post_init__(self):
+        if self.scale_rewards is None:
+            object.__setattr__(self, "scale_rewards", "group" if self.saliency is None else "batch")
         check_number("steps", self.steps, 0, whole=True)  # 0: only measure
         for key in ("prompts", "max_completion_length", "iterations", "accumulation", "save_every",
                     "keep_rollouts_every", "test_problems"):  # fmt: skip
@@ -112,7 +114,9 @@ class Arm:
         if method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
         options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
-        _known_keys("saliency", self.saliency or {}, options - {"network", "split"})  # these are no words in a file
+        _known_keys(
+            "saliency", self.saliency or {}, options - {"network", "chat_template_kwargs"}
+        )  # no words in a file
         _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         check_options(self.credit.get("saliency") or {})

@@ -26,8 +26,8 @@ from faithlab.errors import FaithlabError
 from faithlab.intervals import mean_interval
 from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
 from faithlab.models import load_reasoner
-from faithlab.rewards import completion_text, problems_of
-from faithlab.rollouts import prompt_ids, rollouts_of
+from faithlab.rewards import problems_of
+from faithlab.rollouts import rewarded_rollouts
 from faithlab.tasks.fewshot import for_task
 from faithlab.token_scores import score
 from faithlab.traces import Trace
@@ -131,13 +131,22 @@ class MarksReward:
     questions without marks and for rollouts without an answer or a reasoning.
 
     Args: `reasoner`, the policy with its tokenizer; `marked`, of which several may be of one question; `score`, one of
-    `token_scores.names()`. Questions are matched by the data-set column `question`.
+    `token_scores.names()`; `chat_template_kwargs`, the trainer's. Questions are matched by the data-set column
+    `question`.
 
     A call raises `FaithlabError` without that column, and for an unknown score.
     """
 
-    def __init__(self, reasoner, marked: Sequence[Marked], *, score: str = "cut_answer"):
+    def __init__(
+        self,
+        reasoner,
+        marked: Sequence[Marked],
+        *,
+        score: str = "cut_answer",
+        chat_template_kwargs: Mapping | None = None,
+    ):
         self.reasoner, self.score, self.__name__ = reasoner, score, "marks"
+        self.chat_template_kwargs = chat_template_kwargs
         self.phrases: dict[str, set[str]] = {}
         for m in marked:
             self.phrases.setdefault(m.question, set()).update(filter(None, m.phrases))
@@ -146,10 +155,10 @@ class MarksReward:
         problems = problems_of(columns, len(completions))
         if any("question" not in p for p in problems):
             raise FaithlabError("MarksReward finds marks by the question: the data set needs a column 'question'")
-        if completion_ids is None:
-            completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
-        ids = [prompt_ids(self.reasoner.tokenizer, p) for p in prompts]
-        return self.of_traces(rollouts_of(self.reasoner, ids, completion_ids, problems))
+        traces = rewarded_rollouts(
+            self.reasoner, prompts, completions, completion_ids, problems, self.chat_template_kwargs
+        )
+        return self.of_traces(traces)
 
     def of_traces(self, traces: Sequence[Trace]) -> list[float | None]:
         """The reward of each trace, whose `problem` holds the question."""

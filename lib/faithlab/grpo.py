@@ -4,6 +4,8 @@ TRL gives every token of a rollout the rollout's advantage. `FaithfulGRPOTrainer
 (`faithlab.credit`), which TRL's loss takes as an advantage a token. Rewards, clipping, KL, loss types, logging and
 checkpoints are TRL's. With `credit="uniform"` nothing is computed at all: it is TRL's GRPOTrainer.
 
+`SoundGradients` is a callback for any trainer, which stops it before NaN spoils the weights; `faithlab train` has it.
+
 Reward functions that have `save` and `load` (a mask network that learns along, an automatic balance) are kept with each
 checkpoint and taken up again on resume.
 """
@@ -11,6 +13,7 @@ checkpoint and taken up again on resume.
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -79,7 +82,7 @@ def quick_rollouts(prompts, trainer) -> dict:
     one device; vLLM serves larger ones.
     """
     reasoner, args = trainer.reasoner, trainer.args
-    ids = [prompt_ids(reasoner.tokenizer, p) for p in prompts]
+    ids = [prompt_ids(reasoner.tokenizer, p, args.chat_template_kwargs) for p in prompts]
     first = trainer.accelerator.process_index * len(prompts)
     with processes.whole_weights(reasoner.model):
         rollouts = generate_ids(
@@ -102,10 +105,12 @@ class FaithfulGRPOTrainer(GRPOTrainer):
 
     Logs under `credit/`: `gamma_mean`, `share` (of the tokens amplified), `seconds`, `overlap_<strategy>`.
 
-    All of TRL's loss types take an advantage a token. In evaluation nothing is amplified.
+    All of TRL's loss types take an advantage a token, as long as ratios are of tokens
+    (`importance_sampling_level="token"`): where a rollout has one ratio (GSPO, and LUSPO as TRL advises it), its tokens
+    share one gradient, gamma acts by its mean alone, and any strategy but "uniform" is refused. VESPO has its own
+    weights and takes credit at either level. In evaluation nothing is amplified.
 
-    Raises `FaithlabError` for an unknown strategy and settings of credit out of range, `NotFinite` when training runs
-    into NaN.
+    Raises `FaithlabError` for an unknown strategy, settings of credit out of range, and a loss that cannot carry it.
     """
 
     def __init__(self, *args, credit: str | None = None, reasoner: Reasoner | None = None, **kwargs):
@@ -127,9 +132,14 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         check_fraction(self.credit_settings["credit_fraction"])
         check_number("credit_horizon", self.credit_settings["credit_horizon"], HORIZON[0], whole=True)
         check_options(self.credit_settings["credit_saliency"] or {})
+        if self.credit != "uniform" and self.args.importance_sampling_level != "token" and self.loss_type != "vespo":
+            raise FaithlabError(
+                f"importance_sampling_level={self.args.importance_sampling_level!r} gives a rollout's tokens one ratio "
+                f"and one gradient, so credit={self.credit!r} could not tell them apart: use 'token' (with another "
+                "loss than luspo), or credit='uniform'"
+            )
         self._format = reasoner
         self._groups: AttentionSummary | None = None
-        self.add_callback(_SoundGradients())
 
     @property
     def credit(self) -> str:
@@ -221,15 +231,16 @@ class NotFinite(FaithlabError):
     """Training stopped before a step that would have spoilt the weights."""
 
 
-class _SoundGradients(TrainerCallback):
-    """Stops before the optimiser's step if a gradient is not finite, in all processes together, while the weights are
-    still sound. Where FSDP shares gradients out, each process sees its own part. DeepSpeed takes its step before this
-    is asked, so it stops nothing there."""
+class SoundGradients(TrainerCallback):
+    """Stops any of transformers' trainers, by `NotFinite`, before the optimiser's step if a gradient is not finite, in
+    all processes together, while the weights are still sound. Where FSDP shares gradients out, each process sees its
+    own part. DeepSpeed takes its step before this is asked, so it stops nothing there."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        """Look at the norm of all gradients: NaN or infinite where one of them is, and read from the device once."""
         gradients = (p.grad for p in model.parameters() if p.grad is not None)
-        parts = (g.to_local() if hasattr(g, "to_local") else g for g in gradients)
-        if not processes.agree(all(bool(torch.isfinite(g).all()) for g in parts)):
+        parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+        if not processes.agree(math.isfinite(float(torch.nn.utils.get_total_norm(parts)))):
             raise NotFinite(
                 f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate, or look for NaN "
                 "in the rewards; the weights before this step are sound"

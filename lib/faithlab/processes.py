@@ -49,6 +49,17 @@ def mean(value: float) -> float:
     return held.item()
 
 
+def weighted_mean(values: Tensor, weight: float) -> Tensor:
+    """The mean of a tensor on the CPU over processes, each with its weight; NaN if all weights are 0. All processes
+    must call it, with tensors of one shape; where the weight is 0 they hold numbers all the same."""
+    if count() == 1:
+        return values if weight else torch.full_like(values, torch.nan)
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    held = torch.cat([values.flatten() * weight, torch.tensor([float(weight)])]).to(device)
+    distributed.all_reduce(held)
+    return (held[:-1] / held[-1]).reshape(values.shape).cpu()
+
+
 def of_the_first(value: Value) -> Value:
     """The first process's value, in all of them. All processes must call it."""
     held = [value]

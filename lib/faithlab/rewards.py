@@ -23,7 +23,7 @@ from faithlab.errors import FaithlabError, check_known, check_number, unknown
 from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
-from faithlab.rollouts import prompt_ids, rollouts_of
+from faithlab.rollouts import completion_text, rewarded_rollouts
 from faithlab.saliency import OPTIONS, optimise_mask
 from faithlab.traces import Trace, split_text
 
@@ -36,11 +36,6 @@ METHOD_OPTIONS = dict(
     cut={"scope"},
 )
 NATS = 10.0  # of `drop`: a loss of so many nats is worth the whole reward
-
-
-def completion_text(completion: str | Sequence[Mapping]) -> str:
-    """The text of a completion in either of TRL's forms: a string, or a list of chat messages."""
-    return completion if isinstance(completion, str) else "".join(m.get("content") or "" for m in completion)
 
 
 def outcome(completions, answer: Sequence[str], task: str | Sequence[str] = "stories", **columns) -> list[float]:
@@ -108,6 +103,7 @@ class SaliencyReward:
             is *enough* (comprehensiveness and sufficiency: DeYoung et al. 2020, arXiv 1911.03429).
         gate: "correct" gives 0 where the answer is wrong (columns `answer`, `task`).
         network, network_rate: the mask network (made for the policy if None) and its learning rate.
+        chat_template_kwargs: of the trainer's configuration, where its prompts are chats.
         options: of `optimise_mask`, such as `steps`, `floor`, `sparsity`, `scope`; a network takes `scope` and
             `sparsity`, a cut `scope`.
 
@@ -115,8 +111,11 @@ class SaliencyReward:
     advantage, and the mean that is logged leaves it out. One without any reasoning gets 0: nothing stands there that
     could matter.
 
-    The model is left as it was, and only the mask gets gradient. Seconds, mean saliency and the mask network's loss go
-    to `log_metric`, where the trainer passes it.
+    Called by hand without `completion_ids`, texts are taken as written to their end.
+
+    The model is left as it was, and only the mask gets gradient. Mean saliency, the mask network's loss, seconds and
+    their share of the time since the call before (`saliency/time_share`; a trainer calls once a generation batch) go to
+    `log_metric`, where the trainer passes it.
 
     Raises `FaithlabError` for unknown names, for combinations that have no meaning, and when it is called without the
     column `answer` that `gate` or `target` needs.
@@ -134,6 +133,7 @@ class SaliencyReward:
         network: MaskNetwork | None = None,
         train_network: bool = True,
         network_rate: float = 3e-3,
+        chat_template_kwargs: Mapping | None = None,
         **options,
     ):
         for kind, name, known in (
@@ -156,6 +156,8 @@ class SaliencyReward:
         check_known(f"option of the saliency method {method}:", options, sorted(METHOD_OPTIONS[method]))
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.trainer = gate, options, None
+        self.chat_template_kwargs = chat_template_kwargs
+        self._called: float | None = None  # when the last call ended
         self.__name__ = "saliency"  # what TRL logs it as
         if method == "network":
             network = network or MaskNetwork.for_model(reasoner.model)
@@ -170,17 +172,20 @@ class SaliencyReward:
         if self.gate == "correct" and "answer" not in columns:
             raise FaithlabError("gate='correct' needs the right answer of each rollout: a data-set column 'answer'")
         problems = problems_of(columns, len(completions))
-        if completion_ids is None:
-            completion_ids = [self.reasoner.ids(completion_text(c)) for c in completions]
-        ids = [prompt_ids(self.reasoner.tokenizer, p) for p in prompts]
-        traces = rollouts_of(self.reasoner, ids, completion_ids, problems)
+        traces = rewarded_rollouts(
+            self.reasoner, prompts, completions, completion_ids, problems, self.chat_template_kwargs
+        )
         with processes.whole_weights(self.reasoner.model):
             rewards = self.of_traces(traces, log_metric=log_metric)
         if self.gate == "correct":
             right = outcome(completions, **columns)
             rewards = [None if r is None else r * float(x > 0) for r, x in zip(rewards, right, strict=True)]
         if log_metric is not None:
-            log_metric("saliency/seconds", time.perf_counter() - start)
+            end = time.perf_counter()
+            log_metric("saliency/seconds", end - start)
+            if self._called is not None:
+                log_metric("saliency/time_share", (end - start) / (end - self._called))
+            self._called = end
             known = [r for r in rewards if r is not None]
             if known:
                 log_metric("saliency/mean", sum(known) / len(known))

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from faithlab import heads, token_scores
-from faithlab.attention import AttentionSummary, capture
+from faithlab import heads, processes, token_scores
+from faithlab.attention import AttentionSummary, capture, read_layers
 from faithlab.errors import unknown
 from faithlab.flow import trace_flows
 from faithlab.formats import begun
@@ -38,11 +38,35 @@ SCORES: dict[str, str | None] = {
 MAP_ENTRIES = 2**24  # of attention maps held at a time
 
 
-def prompt_ids(tokenizer, prompt: str | Sequence[Mapping]) -> list[int]:
-    """The ids of a prompt: a text as it stands, begun as `formats.begun` says; messages through the chat template."""
+def prompt_ids(tokenizer, prompt: str | Sequence[Mapping], template: Mapping | None = None) -> list[int]:
+    """The ids of a prompt: a text as it stands, begun as `formats.begun` says; messages through the chat template.
+    `template` is what TRL calls `chat_template_kwargs`, such as `{"enable_thinking": False}`."""
     if isinstance(prompt, str):
         return begun(tokenizer, tokenizer(prompt, add_special_tokens=False).input_ids)
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    options = dict(add_generation_prompt=True, tokenize=True, return_dict=False) | dict(template or {})
+    return tokenizer.apply_chat_template(prompt, **options)
+
+
+def completion_text(completion: str | Sequence[Mapping]) -> str:
+    """The text of a completion in either of TRL's forms: a string, or a list of chat messages."""
+    return completion if isinstance(completion, str) else "".join(m.get("content") or "" for m in completion)
+
+
+def rewarded_rollouts(
+    reasoner: Reasoner,
+    prompts: Sequence[str | Sequence[Mapping]],
+    completions: Sequence[str | Sequence[Mapping]],
+    completion_ids: Sequence[Sequence[int]] | None,
+    problems: Sequence[Mapping],
+    template: Mapping | None = None,
+) -> list[Trace]:
+    """The traces of what TRL passes to a reward function. Without the ids that were sampled, each completion is taken
+    as written to its end: by its text alone nobody can say that it was cut off."""
+    ids = [prompt_ids(reasoner.tokenizer, p, template) for p in prompts]
+    if completion_ids is not None:
+        return rollouts_of(reasoner, ids, completion_ids, problems)
+    texts = [Rollout(reasoner.ids(completion_text(c)), ended=False, finished=True) for c in completions]
+    return [reasoner.read(i, text, row) for i, text, row in zip(ids, texts, problems, strict=True)]
 
 
 def read_rollouts(
@@ -138,9 +162,8 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
     written = sorted(
         (i for i, t in enumerate(traces) if t.response.stop > t.response.start), key=lambda i: -len(traces[i])
     )
-    if not written:
-        return options["groups"]
-    size = max(1, MAP_ENTRIES // len(traces[written[0]]) ** 2) if "mean_map" in wanted else len(written)
+    choose = "profiles" in wanted and options["groups"] is None
+    size = max(1, MAP_ENTRIES // len(traces[written[0]]) ** 2) if written and "mean_map" in wanted else len(written)
     functions: dict[str, Callable] = dict(
         waad=lambda read, t: read.waad,
         fai=lambda read, t: read.fai,
@@ -148,18 +171,35 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         received=lambda read, t: received_attention(read.mean_map, t.response)[t.response],
         flow=lambda read, t: _throughput(read.mean_map, t),
     )
-    # Local and global heads are chosen by all rollouts, and not by the first part's.
-    if "profiles" in wanted and options["groups"] is None and size < len(written):
+    # Local and global heads are chosen by all rollouts of all processes, and not by the first part's.
+    if choose and (processes.count() > 1 or size < len(written)):
         everything = [traces[i] for i in written]
-        options = options | dict(groups=capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **options))
+        found = capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **options) if written else None
+        options = options | dict(groups=_of_all_processes(found, len(written), reasoner, options))
+    if not written:
+        return options["groups"]
     for first in range(0, len(written), size):
         part = written[first : first + size]
         found = capture(reasoner.model, [traces[i] for i in part], want=wanted, pad_id=reasoner.pad_id, **options)
-        options = options | dict(groups=found)  # the rest of the batch reads the same heads
+        if options["groups"] is None:
+            options = options | dict(groups=found)  # the rest of the batch reads the same heads
         for i, read in zip(part, found.traces, strict=True):
             for name in out.keys() & functions.keys():
                 _place(out[name], i, traces[i], traces[i].response, functions[name](read, traces[i]))
     return options["groups"]
+
+
+def _of_all_processes(found: AttentionSummary | None, count: int, reasoner: Reasoner, options: dict):
+    """`found` with the distances and head groups of all processes' traces, of which this one's are `count`; None if
+    there are none anywhere."""
+    config = reasoner.model.config.get_text_config()
+    layers = read_layers(options["layers"], config.num_hidden_layers)
+    shape = (len(layers), config.num_attention_heads)
+    distance = processes.weighted_mean(found.distance if found else torch.zeros(shape), count)
+    if not torch.isfinite(distance).all():
+        return None
+    local, global_ = heads.split_heads(distance, options["fraction"])
+    return AttentionSummary(tuple(layers), distance, local, global_, traces=())
 
 
 def _throughput(weights: Float[Tensor, "query key"], trace: Trace) -> Float[Tensor, " response"]:

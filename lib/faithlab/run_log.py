@@ -71,8 +71,9 @@ class RunLog(TrainerCallback):
             self._keep_rollouts(state.global_step, args.num_generations)
 
     def on_save(self, args, state, control, **kwargs):
-        """Keep the model if the mean reward since the last checkpoint is the highest so far."""
-        values = [row["reward"] for row in state.log_history if "reward" in row]
+        """Keep the model if the mean reward since the last checkpoint is the highest so far. Where the weight of the
+        second reward moves, all rewards are taken at the weight as it is now, or the scale would choose the model."""
+        values = rewards_alike([row for row in state.log_history if "reward" in row])
         every = min(int(args.save_steps), int(args.max_steps))
         means = [sum(values[i : i + every]) / every for i in range(0, len(values) - every + 1, every)]  # whole ones
         if means and len(values) % every == 0 and means[-1] == max(means):
@@ -90,6 +91,16 @@ class RunLog(TrainerCallback):
             lines.append(json.dumps(dict(step=step, **row), ensure_ascii=False, default=str) + "\n")
         with (self.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(lines)
+
+
+def rewards_alike(rows: list[dict]) -> list[float]:
+    """The mean reward of each logged step, on one scale: `outcome + w * saliency` with the last step's w, where w is
+    not the same in all of them."""
+    names = ("balance/weight", "balance/outcome", "balance/saliency")
+    if len({row.get(names[0]) for row in rows}) < 2:
+        return [row["reward"] for row in rows]
+    weight = rows[-1][names[0]]
+    return [row.get(names[1], 0.0) + weight * row.get(names[2], 0.0) for row in rows]
 
 
 def _step(line: str) -> int:

@@ -6,8 +6,8 @@ In the run's folder:
     log.csv, .json    one row a step: TRL's metrics and ours
     rollouts.jsonl    a group of rollouts every so many steps, with rewards and saliency
     checkpoint-N/     the last two states that training can go on from
-    best/, last/      models: of the highest mean reward between two checkpoints, and of the end; with the last also
-                      what its rewards learnt (`reward-0/`: a mask network, an automatic weight)
+    best/, last/      models: of the highest mean reward between two checkpoints (at one weight, where it moves), and of
+                      the end; with the last also what its rewards learnt (`reward-0/`: a mask network, a weight)
     held_out.csv      one row a held-out problem (`faithlab.held_out`); there once the run is finished
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -30,13 +31,14 @@ from safetensors import SafetensorError
 from faithlab import costs, held_out, processes, rewards, tasks
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
-from faithlab.errors import FaithlabError, check_number, first_words
+from faithlab.errors import FaithlabError, check_number, first_words, unknown
 from faithlab.formats import adds_begin
 from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids
 
+TRACKERS = ("trackio", "wandb")
 FULL = 2**24  # bytes left on a disk that counts as full
 
 
@@ -55,16 +57,21 @@ def reward_of(arm: Arm, reasoner: Reasoner):
     return Balanced(rewards.SaliencyReward(reasoner, **arm.saliency), **arm.balance)
 
 
-def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save: bool = True):
-    """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`.
+def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save: bool = True, report_to: str = "none"):
+    """The trainer of an arm; its `reasoner` is the policy. Everything random follows `seed`. `report_to` is one of
+    `TRACKERS`, or "none".
 
-    Raises `FaithlabError` for rollouts that do not split among the processes, `lora` without the package peft, and
-    whatever `load_reasoner`, the task or the trainer refuse.
+    Raises `FaithlabError` for rollouts that do not split among the processes, `lora` without the package peft, a
+    tracker that is unknown or not installed, and whatever `load_reasoner`, the task or the trainer refuse.
     """
+    if report_to not in ("none", *TRACKERS):
+        raise unknown("tracker", report_to, ("none", *TRACKERS))
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise FaithlabError(f"{report_to} is not installed: pip install {report_to}, or leave --report-to out")
     from accelerate import PartialState
     from transformers import PrinterCallback, set_seed  # late, as TRL below: importing them takes seconds
 
-    from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, quick_rollouts
+    from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, SoundGradients, quick_rollouts
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is; TRL is pinned
     set_seed(seed)
@@ -89,6 +96,7 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         temperature=arm.temperature,
         beta=arm.beta,
         loss_type=arm.loss,
+        importance_sampling_level="sequence" if arm.loss == "luspo" else "token",  # as LUSPO is defined
         scale_rewards=arm.scale_rewards,
         multi_objective_aggregation=arm.aggregation,
         learning_rate=arm.learning_rate,
@@ -103,7 +111,8 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         save_strategy="steps" if save else "no",
         save_steps=arm.save_every,
         save_total_limit=2,
-        report_to="none",
+        report_to=report_to,
+        run_name=f"{arm.name}-{seed}",
         disable_tqdm=quiet,
         seed=seed,
         credit=arm.credit.get("name", "uniform"),
@@ -126,14 +135,16 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         processing_class=reasoner.tokenizer,
         reasoner=reasoner,
         rollout_func=quick_rollouts,
+        callbacks=[SoundGradients()],
         **options,
     )
     trainer.remove_callback(PrinterCallback)  # a run's log has it all
     return trainer
 
 
-def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd.DataFrame:
-    """Train and measure one arm; go on where an interrupted run of the same arm and seed stopped.
+def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False, report_to: str = "none") -> pd.DataFrame:
+    """Train and measure one arm; go on where an interrupted run of the same arm and seed stopped. `report_to` sends the
+    log to a tracker too (`TRACKERS`).
 
     Returns the table of `held_out.summary`. A finished run is not run again.
 
@@ -147,10 +158,10 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False) -> pd
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     if not processes.is_first():  # the first holds the folder for the others
-        return _train(arm, seed, folder, quiet)
+        return _train(arm, seed, folder, quiet, report_to)
     try:
         with FileLock(folder / "run.lock", blocking=False):  # let go by the system, however the process ends
-            return _train(arm, seed, folder, quiet)
+            return _train(arm, seed, folder, quiet, report_to)
     except Timeout as error:
         raise Busy(f"another process trains in {folder}; wait for it, or give another --output") from error
 
@@ -159,7 +170,7 @@ class Busy(FaithlabError):
     """Another process trains in the folder."""
 
 
-def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
+def _train(arm: Arm, seed: int, folder: Path, quiet: bool, report_to: str) -> pd.DataFrame:
     from transformers.utils import logging
 
     from faithlab.grpo import NotFinite
@@ -167,7 +178,7 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
 
     if quiet:
         logging.disable_progress_bar()  # of saving and loading; the trainer's own is an option
-    trainer = make_trainer(arm, seed, folder, quiet=quiet)
+    trainer = make_trainer(arm, seed, folder, quiet=quiet, report_to=report_to)
     main = trainer.is_world_process_zero()
     needed = estimate(arm, trainer)
     if main and not quiet:
@@ -178,7 +189,6 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool) -> pd.DataFrame:
     try:
         if arm.steps:
             trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-        if arm.steps:
             save_whole(trainer, folder / "last")
             if main:
                 trainer.save_rewards(folder / "last")
@@ -211,7 +221,10 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
     Raises `FaithlabError`, with what could be changed, if that cannot fit into the device's memory.
     """
     model, args = trainer.reasoner.model, trainer.args
-    prompts = [len(prompt_ids(trainer.reasoner.tokenizer, p)) for p in trainer.train_dataset[:16]["prompt"]]
+    prompts = [
+        len(prompt_ids(trainer.reasoner.tokenizer, p, args.chat_template_kwargs))
+        for p in trainer.train_dataset[:16]["prompt"]
+    ]
     lengths = costs.Lengths(max(prompts), arm.max_completion_length, 1)
     found = costs.grpo_step(
         costs.Shape.of(model.config), lengths, -(-arm.prompts * arm.rollouts // args.world_size),
@@ -269,6 +282,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="the run's folder (default: runs/train/ARM-SEED)")
     parser.add_argument("--steps", type=int, help="overrides the arm's")
+    parser.add_argument("--report-to", choices=TRACKERS, default="none", help="send the log there too (default: none)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -279,7 +293,7 @@ def command(args: argparse.Namespace) -> int:
         arm = dataclasses.replace(arm, steps=args.steps)
     folder = args.output or Path("runs/train") / f"{arm.name}-{args.seed}"
     started = time.perf_counter()
-    found = train(arm, args.seed, folder, quiet=args.quiet)
+    found = train(arm, args.seed, folder, quiet=args.quiet, report_to=args.report_to)
     if not processes.is_first():
         return 0
     print(found.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
