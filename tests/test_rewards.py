@@ -346,6 +346,8 @@ def test_the_automatic_weight_is_smoothed_limited_and_kept(tmp_path):
         auto.current(2, dict(outcome=0.16, saliency=0.0))
     )
     assert Balanced(saliency(), mode="auto", limit=3.0).current(0, dict(outcome=1.0, saliency=1e-9)) == 3.0
+    late = Balanced(saliency(), mode="auto", share=1.0, limit=3.0, memory=0.5, begin=2)
+    assert [late.current(s, dict(outcome=0.16, saliency=0.04)) for s in range(3)] == [0, 0, pytest.approx(2)]
     with pytest.raises(FaithlabError, match=r"no readable balance\.json"):
         again.load(tmp_path / "nowhere")
 

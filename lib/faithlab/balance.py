@@ -6,6 +6,8 @@
 
                    w[t]^2 V_saliency = share * V_outcome,      at most `limit`
 
+               and 0 up to step `begin`, while a mask network learns along that at first knows nothing
+
     product    R = outcome * saliency: a right answer counts as far as its reasoning carries it, a wrong one not at all
 
 GRPO only sees differences within a group, so the automatic rule compares variances there (both smoothed over steps). As
@@ -120,6 +122,8 @@ class Balanced:
             value = processes.mean(value)  # one weight for all
             old = self.variances.get(name, value)
             self.variances[name] = self.memory * old + (1 - self.memory) * value
+        if step < self.begin:
+            return 0.0
         if not self.variances:
             return self.weight
         if self.variances["saliency"] <= 0:
