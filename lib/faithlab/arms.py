@@ -115,7 +115,7 @@ class Arm:
             raise unknown("method of the saliency reward", method, METHODS)
         options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
         _known_keys(
-            "saliency", self.saliency or {}, options - {"network", "chat_template_kwargs"}
+            "saliency", self.saliency or {}, options - {"network", "split", "chat_template_kwargs"}
         )  # no words in a file
         _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
