@@ -1,16 +1,22 @@
 """The CUDA path gives what the CPU path gives. Off by default: `python -m pytest -m gpu`."""
 
 import dataclasses
+import math
 
+import pandas as pd
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
+from tiny import ARCHITECTURES, byte_reasoner, saved, tiny_reasoner, tiny_traces
 
+from faithlab import training
+from faithlab.arms import Arm
 from faithlab.attention import capture
 from faithlab.faithfulness import token_effects
 from faithlab.flow import trace_flow, trace_flows
 from faithlab.likelihood import answer_logp, reasoning_hidden_logp
 from faithlab.masking import masked_answers
+from faithlab.models import load_reasoner
+from faithlab.rewards import SaliencyReward
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,3 +69,32 @@ def test_flow_equals_the_cpu():
         torch.testing.assert_close(a.inflow, b.inflow.cpu())
         assert a.dominant_paths()[0][0] == b.dominant_paths()[0][0] and a.hubs() == b.hubs()
     assert trace_flow(maps[0].cuda(), slice(0, 8), slice(45, 50)).table()["throughput"].notna().all()
+
+
+@pytest.mark.parametrize("options", [
+    dict(steps=5), dict(method="network"), dict(method="cut", reduction="drop"),
+    dict(method="cut", reduction="sufficiency"),
+])  # fmt: skip
+def test_saliency_rewards_equal_the_cpu(options):
+    found = []
+    for move in (lambda r: r, on_cuda):
+        reasoner = move(tiny_reasoner())
+        torch.manual_seed(0)
+        found.append(SaliencyReward(reasoner, **options).of_traces(tiny_traces(reasoner)))
+    cpu, gpu = ([math.nan if r is None else r for r in rewards] for rewards in found)
+    assert gpu == pytest.approx(cpu, abs=5e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("more", [
+    dict(saliency={"method": "network"}, balance={"mode": "auto"}, credit={"name": "coupled_rhythm"}),
+    dict(saliency={"steps": 3}, credit={"name": "flow"}, lora=2),
+    dict(credit={"name": "saliency", "saliency": {"steps": 3}}),
+])  # fmt: skip
+def test_a_run_in_bfloat16_learns_and_leaves_a_model_that_loads(tmp_path, more):
+    saved(byte_reasoner(), tmp_path / "model")
+    arm = Arm(name="small", reasoner=str(tmp_path / "model"), problems={"hops": [1, 1]}, steps=2, prompts=2, rollouts=4,
+              max_completion_length=48, test_problems=2, save_every=1, **more)  # fmt: skip
+    training.train(arm, 0, tmp_path / "run", quiet=True)
+    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    assert log["step"].tolist() == [1, 2] and log["grad_norm"].notna().all()
+    load_reasoner(str(tmp_path / "run" / "last"))

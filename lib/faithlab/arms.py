@@ -114,9 +114,8 @@ class Arm:
         if method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
         options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
-        _known_keys(
-            "saliency", self.saliency or {}, options - {"network", "split", "chat_template_kwargs"}
-        )  # no words in a file
+        in_a_file = options - {"network", "split", "chat_template_kwargs"}  # the others are no words
+        _known_keys("saliency", self.saliency or {}, in_a_file)
         _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         check_options(self.credit.get("saliency") or {})
