@@ -63,6 +63,11 @@ def test_what_is_left_out_has_a_default(tmp_path):
         ("balance: {mode: auto}", "nothing to balance"),
         ("iterations: 2\nsave_every: 5", "no multiple of iterations"), ("saliency: {method: ct}", "did you mean 'cut'"),
         ("saliency: {method: cut, floor: -4}", "unknown key in saliency"),
+        ("saliency: {method: [cut]}", "unknown method"), ("saliency: {floor: 3}", "floor < 0"),
+        ("saliency: {floor: x}", "floor < 0"), ("saliency: {scope: some}", "unknown scope"),
+        ("saliency: {method: cut, reduction: drop, scope: some}", "unknown scope"),
+        ("saliency: {optimiser: adamm}", "did you mean 'adam'"), ("credit: {saliency: {floor: x}}", "floor < 0"),
+        ("problems: {1: 2}", "1 is no key"), ("task: [stories]", "unknown task"),
         ("saliency: {}\nbalance: {wait: 1}", "unknown key in balance"), ("accumulation: 7", "do not split into 7"),
     ],
 )  # fmt: skip
@@ -81,8 +86,10 @@ def test_names_and_files_that_do_not_exist(tmp_path):
 
 
 def test_every_option_of_the_mask_that_a_file_can_hold_can_be_given():
-    options = {p.name for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    Arm(saliency=dict.fromkeys(options - {"pad_id", "progress", "split"}))
+    options = {
+        p.name: p.default for p in inspect.signature(optimise_mask).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
+    Arm(saliency={name: value for name, value in options.items() if name not in ("pad_id", "progress", "split")})
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from faithlab import comparison, evaluate, evaluation, tasks
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.evaluation import Work, measure, pass_at_k, summary, with_pass
+from faithlab.evaluation_folder import EvaluationFolder, note
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.interventions import interventions
 from faithlab.likelihood import prompt_hidden_logp
@@ -291,8 +292,23 @@ def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
     found = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert (found["value"] == 0).all() and (found["p_holm"] == 1).all(), "a copy does not differ"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "abacus.problems.csv", "comparison.csv", "copy.problems.csv", "evaluation.json", "summary.csv",
+        "abacus.problems.csv", "comparison.csv", "copy.problems.csv", "evaluation.json",
+        "evaluation.json.lock", "summary.csv",
     ]  # fmt: skip
+
+
+def test_what_another_command_noted_meanwhile_stays(tmp_path):
+    """Two commands add a reasoner each; the slower one ends with its summary."""
+    settings, rows = dict(n=1, task="stories"), [dict(question="?")]
+    one, two = (EvaluationFolder(tmp_path, settings, rows, {name: "abacus"}) for name in ("one", "two"))
+    table = pd.DataFrame(dict(problem=[0], right=[1.0]))
+    one.save("one", table)
+    two.save("two", table)
+    note(tmp_path, dict(summary=[1], comparison=[2]))
+    note(tmp_path, dict(summary=[3]))
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(record["reasoners"]) == {"one", "two"} and record["summary"] == [3] and "comparison" not in record
+    EvaluationFolder(tmp_path, settings, rows, {"two": "abacus"})
 
 
 def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):

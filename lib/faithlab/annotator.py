@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from faithlab.errors import FaithlabError
 from faithlab.marks import Marked, load_marks, save_marks
+from faithlab.paths import make_folder
 from faithlab.traces import Trace
 
 
@@ -95,7 +96,7 @@ class Annotator:
                     marks.append([max(0, start), end])
             joined = button.value and start < end
         found = Marked(trace.question, reasoning, trace.answer_text, tuple((a, b) for a, b in marks), self.annotator)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with FileLock(f"{self.path}.lock"):  # others may have saved since the file was read
             self._read()
             self.marked[self._key(trace)] = found

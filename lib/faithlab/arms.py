@@ -111,11 +111,12 @@ class Arm:
                 "the iterations over one batch of rollouts could not go on with them"
             )
         method = (self.saliency or {}).get("method", "optimiser")
-        if method not in METHOD_OPTIONS:
+        if not isinstance(method, str) or method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
         options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
         in_a_file = options - {"network", "split", "chat_template_kwargs"}  # the others are no words
         _known_keys("saliency", self.saliency or {}, in_a_file)
+        check_options({k: v for k, v in (self.saliency or {}).items() if k in METHOD_OPTIONS[method]})
         _known_keys("balance", self.balance, keyword_options(Balanced))
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         check_options(self.credit.get("saliency") or {})
@@ -138,6 +139,9 @@ def read_arm(source: str | Path) -> Arm:
     for f in dataclasses.fields(Arm):
         if f.name in content and "Mapping" in str(f.type) and not isinstance(content[f.name], dict | None):
             raise FaithlabError(f"{f.name} in {path.name} must hold `key: value` lines, not {content[f.name]!r}")
+        odd = [k for k in (content.get(f.name) or {} if "Mapping" in str(f.type) else ()) if not isinstance(k, str)]
+        if odd:
+            raise FaithlabError(f"{f.name} in {path.name}: {odd[0]!r} is no key; a key is a word")
     return Arm(**{"name": path.stem} | {k: v for k, v in content.items() if v is not None})
 
 

@@ -105,7 +105,10 @@ def read_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
             raise unknown("layer range", layers, LAYER_RANGES)
         first, last = (min(end, depth - 1) for end in ends[layers])
         return tuple(dict.fromkeys(int(x) for x in np.linspace(first, last, READ).round()))
-    chosen = tuple(dict.fromkeys(int(i) for i in layers))
+    try:
+        chosen = tuple(dict.fromkeys(int(i) for i in layers))
+    except (TypeError, ValueError) as error:
+        raise FaithlabError(f"layers={layers!r} are no layers; use {', '.join(LAYER_RANGES)}, or numbers") from error
     if not chosen or not all(0 <= i < depth for i in chosen):
         raise FaithlabError(f"layers {list(layers)} do not exist; the model has layers 0 to {depth - 1}")
     return tuple(sorted(chosen))

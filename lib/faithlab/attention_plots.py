@@ -75,6 +75,8 @@ def tracks(
         ax.tick_params(labelsize=8)
         sns.despine(ax=ax)
     axes[-1, 0].set_xticks(range(count), [label(p) for p in pieces], rotation=90, fontsize=9, family="monospace")
+    for tick in axes[-1, 0].get_xticklabels():
+        tick.set_parse_math(False)  # a token may hold a dollar sign
     axes[-1, 0].set_xlabel("tokens, in order" + ("; triangles: peaks" if marks else ""))
     return fig
 
@@ -111,7 +113,7 @@ def backbone(
             Arc((centre, 0), width, 2 * _height(width), theta1=0, theta2=180, color=colour,
                 linewidth=_thickness(e.flow, most), alpha=0.75)
         )  # fmt: skip
-    style = dict(rotation=90, ha="center", va="top", family="monospace", fontsize=9)
+    style = dict(rotation=90, ha="center", va="top", family="monospace", fontsize=9, parse_math=False)
     for i in range(shown.start, shown.stop):
         look = dict(color="grey" if flow.prompt[i] else "black", weight="bold" if flow.answer[i] else "normal")
         if i in hubs:

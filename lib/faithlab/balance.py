@@ -78,6 +78,7 @@ class Balanced:
         check_number("limit", limit, 0)
         check_number("memory", memory, 0, 1)
         check_number("begin", begin, 0, whole=True)
+        check_number("full", full, 0, whole=True)
         if mode == "schedule" and full < begin:
             raise FaithlabError(f"a schedule from step {begin} to step {full} runs backwards; use full >= begin")
         self.saliency, self.first, self.mode = saliency, first, mode

@@ -30,9 +30,10 @@ import pandas as pd
 
 from faithlab import comparison, evaluation, measures, tasks
 from faithlab.errors import FaithlabError, check_known, check_number
-from faithlab.evaluation_folder import EvaluationFolder
+from faithlab.evaluation_folder import EvaluationFolder, note
 from faithlab.models import check_reasoner, load_reasoner
 from faithlab.results import write_atomically
+from faithlab.tasks import verify
 from faithlab.tasks.fewshot import for_task
 from faithlab.yaml_files import read_options
 
@@ -190,8 +191,7 @@ def command(args: argparse.Namespace) -> int:
     )  # fmt: skip
     found, notes = summarise(tables, args.seed), evaluation.empty(tables)
     write_atomically(folder / "summary.csv", found.to_csv(index=False, float_format="%.6g"))
-    record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    record |= dict(summary=json.loads(found.to_json(orient="records")), empty=notes)
+    added = dict(summary=json.loads(found.to_json(orient="records")), empty=notes)
     shown = found.assign(cell=[f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}] n={r.n}" for r in found.itertuples()]).pivot(
         index="quantity", columns="reasoner", values="cell"
     )
@@ -202,13 +202,14 @@ def command(args: argparse.Namespace) -> int:
     if len(names) > 1:
         differences = compare(tables, args.seed)
         write_atomically(folder / "comparison.csv", differences.to_csv(index=False, float_format="%.6g"))
-        record["comparison"] = json.loads(differences.to_json(orient="records"))
+        added["comparison"] = json.loads(differences.to_json(orient="records"))
         columns = ["quantity", "arm", "value", "low", "high", "p_holm", "detectable"]
         print(f"\ndifference to {names[0]}, paired by problem; p corrected after Holm over all rows")
         print(differences[columns].to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     else:  # one of an earlier command with other reasoners, or fewer problems, would mislead
-        record.pop("comparison", None)
         (folder / "comparison.csv").unlink(missing_ok=True)
-    write_atomically(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    note(folder, added)
+    if verify.unjudged():
+        print(f"\n{verify.unjudged()}")
     print(f"\ntables in {folder}")
     return 0

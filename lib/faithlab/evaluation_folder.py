@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from faithlab.errors import FaithlabError
-from faithlab.paths import fingerprint
+from faithlab.paths import fingerprint, user_path
 from faithlab.results import write_atomically
+
+RECORD = "evaluation.json"
 
 
 class EvaluationFolder:
@@ -32,7 +35,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping], reasoners: Mapping[str, str]):
-        self.path, self.record_path = path, path / "evaluation.json"
+        self.path, self.record_path = path, path / RECORD
         self.settings = json.loads(json.dumps(settings, default=str))  # as JSON gives them back
         self.digest = digest_of(rows)
         self.sources = {name: dict(source=str(s), weights=_weights(s)) for name, s in reasoners.items()}
@@ -71,10 +74,11 @@ class EvaluationFolder:
 
     def save(self, name: str, table: pd.DataFrame) -> None:
         """Write a reasoner's problems so far, and what the folder is for."""
-        record = self._record()  # again: another command may have added a reasoner since
-        reasoners = record.get("reasoners", {}) | {name: self.sources[name]}
-        record = dict(settings=self.settings, problems=self.digest, reasoners=reasoners)
-        write_atomically(self.record_path, json.dumps(record, indent=1) + "\n")
+        with FileLock(f"{self.record_path}.lock"):
+            record = self._record()  # again: another command may have added a reasoner since
+            reasoners = record.get("reasoners", {}) | {name: self.sources[name]}
+            record = dict(settings=self.settings, problems=self.digest, reasoners=reasoners)
+            write_atomically(self.record_path, json.dumps(record, indent=1) + "\n")
         write_atomically(self.table_path(name), table.to_csv(index=False, float_format="%.6g"))
 
     def _record(self) -> dict[str, Any]:
@@ -125,6 +129,16 @@ class EvaluationFolder:
             )
 
 
+def note(folder: Path, added: Mapping[str, Any]) -> None:
+    """Write what was found over all reasoners into a folder's record, beside what another command may have written
+    into it meanwhile, and in the place of what was found before."""
+    path = folder / RECORD
+    with FileLock(f"{path}.lock"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: record[name] for name in ("settings", "problems", "reasoners")}
+        write_atomically(path, json.dumps(kept | dict(added), indent=1) + "\n")
+
+
 def digest_of(rows: Sequence[Mapping]) -> str:
     """Twelve hexadecimal digits that change with any problem or their order."""
     return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -132,5 +146,5 @@ def digest_of(rows: Sequence[Mapping]) -> str:
 
 def _weights(source: str) -> str | None:
     """What tells one state of a checkpoint's folder from another, such as `best/` of a run that goes on."""
-    folder = Path(str(source)).expanduser()
+    folder = user_path(str(source))
     return fingerprint(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None

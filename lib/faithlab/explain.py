@@ -176,6 +176,9 @@ def _check(args: argparse.Namespace) -> None:
             if name == "question":
                 raise FaithlabError("the question is empty; write something there")
             raise FaithlabError(f"--{name} is empty; write something there, or leave it out")
+    for name in ("question", "reasoning", "answer", "compare", "gold"):
+        if any("\ud800" <= c <= "\udfff" for c in getattr(args, name) or ""):
+            raise FaithlabError(f"the {name} holds bytes that are no text; give it in UTF-8")
     if (args.question is None) == (args.task is None):
         raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
     if args.task is None and args.option:
@@ -233,12 +236,16 @@ def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
         return {"question": args.question} | ({"answer": args.gold} if args.gold else {})
     index = args.index or 0
     check_number("--index", index, 0, whole=True)
-    if index >= MANY:
+    drawn = None if args.task in tasks.PUBLISHED else index + 1  # of the published ones, all there are
+    if drawn and index >= MANY:
         print(
             f"drawing {index + 1} problems of {args.task} to reach --index {index}; this may take long", file=sys.stderr
         )
     options = read_options(args.option)
-    return dict(tasks.load(args.task, split="test", n=index + 1, seed=args.seed, **options)[index])
+    rows = tasks.load(args.task, split="test", n=drawn, seed=args.seed, **options)
+    if index >= len(rows):
+        raise FaithlabError(f"--index {index}: {args.task} has only {len(rows)} problems, counted from 0")
+    return dict(rows[index])
 
 
 def _read(text: str) -> str:

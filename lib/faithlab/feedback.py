@@ -22,10 +22,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from faithlab import ranking, tasks, trust
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, check_number
 from faithlab.intervals import mean_interval
 from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
 from faithlab.models import load_reasoner
+from faithlab.paths import make_folder
 from faithlab.rewards import problems_of
 from faithlab.rollouts import rewarded_rollouts
 from faithlab.tasks.fewshot import for_task
@@ -217,7 +218,7 @@ def _refuse_existing(*paths: Path) -> None:
 def _sheet(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     _refuse_existing(folder / "sheet.txt", folder / "sheet.json")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     traces = [t for name in args.names or ["abacus"] for t in _written(name, args)]
     print("written: " + ", ".join(map(str, write_sheet(traces, folder / "sheet.txt"))))
 
@@ -225,7 +226,7 @@ def _sheet(args: argparse.Namespace) -> None:
 def _planted(args: argparse.Namespace) -> None:
     path = Path(args.output) / "planted.jsonl"
     _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     marked = from_truth([t for name in args.names or ["abacus"] for t in _written(name, args)])
     save_marks(marked, path)
     print(f"written: {path}, {len(marked)} reasonings")
@@ -247,6 +248,7 @@ def _agree(args: argparse.Namespace) -> None:
 
 def _form(args: argparse.Namespace) -> None:
     _refuse_existing(Path(args.output) / "form.csv", Path(args.output) / "key.json")
+    make_folder(args.output)
     traces = {name: _written(name, args) for name in args.names}
     print("written: " + ", ".join(map(str, trust.write_form(traces, args.output, seed=args.seed))))
 
@@ -268,5 +270,6 @@ def command(args: argparse.Namespace) -> int:
     """
     if not args.names and args.action not in ("sheet", "planted"):
         raise FaithlabError(f"nothing to {args.action}; see faithlab feedback --help for examples")
+    check_number("--seed", args.seed, 0, whole=True)
     ACTIONS[args.action](args)
     return 0

@@ -21,6 +21,7 @@ from faithlab.results import read_results, write_atomically
 from faithlab.run_folder import fresh_part
 
 NOT_RUN = "did not run"
+COLUMNS = ["file", "notebook", "exercise", "status", "message"]
 # in a cell that is no Python, whose syntax error the student should be told: a call that is not commented out
 ROUGH_CHECK = re.compile(r"^[^#\n]*\bcheck\s*\(\s*[\"'](\w+)[\"']", re.MULTILINE)
 UNDEFINED = re.compile(r"NameError: name '(\w+)' is not defined")
@@ -122,13 +123,12 @@ def grade(files: Sequence[Path], output: Path, folder: Path, timeout: float = 12
             given = _handed_in(path, course)
             if given.stem is None:
                 rows.append((str(path), "", "", NOT_RUN, given.why))
-                continue
-            for name in course[given.stem][1]:
+            for name in course[given.stem][1] if given.stem else ():
                 outcome = _graded(given, name, output, f"{index:03d}-{path.stem}-{name}", timeout)
                 rows.append((str(path), given.stem, name, *outcome))
-    table = pd.DataFrame(rows, columns=["file", "notebook", "exercise", "status", "message"])
-    write_atomically(output / "grades.csv", table.to_csv(index=False))
-    return table
+            table = pd.DataFrame(rows, columns=COLUMNS)
+            write_atomically(output / "grades.csv", table.to_csv(index=False))  # each time: a run may be broken off
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _graded(given: HandedIn, name: str, output: Path, part: str, timeout: float) -> tuple[str, str]:
@@ -136,7 +136,10 @@ def _graded(given: HandedIn, name: str, output: Path, part: str, timeout: float)
     cells = given.cells.get(name)
     if not cells:
         return NOT_RUN, f'no call of check("{name}", ...) found: its cell is missing, or the call or its name changed'
-    status, message = _run(cells[-1], name, output, part, timeout)
+    try:
+        status, message = _run(cells[-1], name, output, part, timeout)
+    except (FaithlabError, ValueError) as error:  # what one cell holds or leaves behind must not cost the others
+        status, message = NOT_RUN, f"It cannot be graded: {first_words(error)}"
     notes = [message]
     if len(cells) > 1:
         notes.append(f'{len(cells)} cells call check("{name}", ...), and the last one counts')

@@ -237,7 +237,8 @@ class SoundGradients(TrainerCallback):
     own part. DeepSpeed takes its step before this is asked, so it stops nothing there."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        """Look at the norm of all gradients: NaN or infinite where one of them is, and read from the device once."""
+        """Look at the norm of all gradients: NaN or infinite where one of them is, and read from the device once.
+        Raises `NotFinite`."""
         gradients = (p.grad for p in model.parameters() if p.grad is not None)
         parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
         if not processes.agree(math.isfinite(float(torch.nn.utils.get_total_norm(parts)))):

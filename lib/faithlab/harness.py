@@ -65,7 +65,7 @@ from faithlab.harness_conventions import (
 from faithlab.intervals import share_interval
 from faithlab.likelihood import answer_logp
 from faithlab.models import Reasoner, load_reasoner
-from faithlab.paths import fingerprint
+from faithlab.paths import fingerprint, make_folder, user_path
 from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder, save_record
 from faithlab.traces import Trace
@@ -174,6 +174,7 @@ def command(args: argparse.Namespace) -> int:
         import_lm_eval()  # before the work, not after it
     problems, pool = _data(args)
     texts = prompts(problems, pool, args.shots, args.seed)
+    make_folder(args.output)  # where that cannot be, it shows before the work
     reasoner = load_reasoner(args.reasoner)
     table = measure(reasoner, problems, texts, progress=not args.quiet)
     folder = new_folder(Path(args.output))
@@ -182,7 +183,7 @@ def command(args: argparse.Namespace) -> int:
     found = summary(table, theirs)
     items = table if theirs is None else table.join(theirs.add_prefix("lm_eval_"))
     write_atomically(folder / "items.csv", items.to_csv(index=False))
-    source = Path(args.reasoner).expanduser()
+    source = user_path(args.reasoner)
     settings = vars(args) | dict(weights=fingerprint(source) if source.is_dir() else None)
     save_record(folder, dict(settings=settings, parts={}, summary=json.loads(found.to_json(orient="records"))))
     print(f"{args.task}, {len(table)} problems, {args.shots} examples each, {reasoner.name}")
@@ -199,7 +200,7 @@ def _data(args: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     """The problems asked for, and the rows that their few-shot examples come from."""
     problems, pool = load(args.task, args.path), []
     if args.shots:
-        if args.path and not args.shots_path and not Path(args.path).expanduser().is_dir():
+        if args.path and not args.shots_path and not user_path(args.path).is_dir():
             raise FaithlabError("--path is one file: give --shots-path, the rows that examples come from, or --shots 0")
         pool = load(args.task, args.shots_path or args.path, examples=True)
         shared = len(set(problems) & set(pool))

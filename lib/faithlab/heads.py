@@ -48,7 +48,7 @@ def backward_distance(probs: Float[Tensor, "*head query key"], response: Span) -
 
 def check_fraction(fraction: float) -> None:
     """Raises `FaithlabError` for a share of heads that `split_heads` cannot take: outside (0, 0.5], and not 1."""
-    if not (0 < fraction <= 0.5 or fraction == 1):
+    if isinstance(fraction, str) or not (0 < fraction <= 0.5 or fraction == 1):
         raise FaithlabError(
             f"fraction={fraction} of the heads is not possible; use a number above 0 and up to 0.5, or 1"
         )

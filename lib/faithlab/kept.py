@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from faithlab.paths import data_folder
+from faithlab.paths import data_folder, make_folder
 from faithlab.results import write_atomically
 from faithlab.traces import Trace
 
@@ -38,11 +39,12 @@ def kept_or_measured(
     """The table of `measure()`: read from `data/results` if it is kept there, else (or with `again`) measured, and left
     in `output_dir` under the name that it would have there. Both ways the numbers are those of the file, which has five
     digits."""
+    name = re.sub(r"[^\w.-]+", "-", name)  # a reasoner's name may be a folder
     file = f"{name}.{trace_digest(traces, settings)}.csv"
     path = data_folder() / "results" / file
     if again or not path.is_file():
         path = Path(output_dir) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, measure().to_csv(index=False, float_format="%.5g"))
         print(f"measured; to keep it: copy {file} from the run's folder to data/results")
     return pd.read_csv(path, keep_default_na=False, na_values=[""])

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from faithlab.errors import FaithlabError, first_words, unknown
 from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, PlainFormat, is_hub_id, unknown_reasoner
-from faithlab.paths import cache_folder, data_folder
+from faithlab.paths import cache_folder, data_folder, user_path
 from faithlab.reasoner import Reasoner
 
 __all__ = ["Reasoner", "as_reasoner", "check_reasoner", "load_reasoner"]
@@ -92,7 +92,7 @@ def _source(name: str) -> tuple[Path | str, str]:
         return folder, "restore it from git, or make it by `make data`"
     if name == "smollm2":
         return _smollm2_folder(), "delete the folder and load again"
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name and path.is_dir():
         return path, "save model and tokenizer again with save_pretrained"
     if path.is_file():

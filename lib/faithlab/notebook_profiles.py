@@ -12,6 +12,7 @@ from typing import Any
 from faithlab.errors import FaithlabError, unknown
 from faithlab.formats import EMBEDDED, is_hub_id, unknown_reasoner
 from faithlab.notebook_files import Notebook
+from faithlab.paths import user_path
 from faithlab.yaml_files import read_mapping
 
 PROFILES = Path(__file__).parent / "configs" / "notebooks"
@@ -78,7 +79,7 @@ def place(name: str, value: Any) -> Any:
                 raise FaithlabError(f"parameter {name}={value} leaves nothing to run; use 1 or more")
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser()
+    path = user_path(value)
     if name.endswith("_path"):
         if not path.exists():
             raise FaithlabError(f"parameter {name}: no such file or folder: {path.absolute()}")

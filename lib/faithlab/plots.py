@@ -166,7 +166,7 @@ def intervals(
     ax: Axes | None = None,
 ) -> Axes:
     """Dots with their intervals (`effect, low, high`), one row a label, one colour a group."""
-    labels = list(order or dict.fromkeys(table[label]))
+    labels = list(dict.fromkeys(table[label]) if order is None else order)
     ax = axes_or_new(ax, (7, 0.45 * len(labels) + 1.2))
     groups = list(dict.fromkeys(table[by])) if by else [None]
     for k, group in enumerate(groups):

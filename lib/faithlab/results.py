@@ -34,7 +34,10 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         FaithlabError: the disk is full, the folder is missing or may not be written.
     """
     path = Path(path)
-    data = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        data = data.encode("utf-8") if isinstance(data, str) else data
+    except UnicodeEncodeError as error:
+        raise FaithlabError(f"cannot write {path}: it holds half a character ({error.reason})") from error
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -24,7 +24,7 @@ from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import completion_text, rewarded_rollouts
-from faithlab.saliency import OPTIONS, optimise_mask
+from faithlab.saliency import OPTIONS, check_options, optimise_mask
 from faithlab.traces import Trace, split_text
 
 METHODS = ("optimiser", "network", "cut")
@@ -154,6 +154,7 @@ class SaliencyReward:
             raise FaithlabError(f"reduction 'sufficiency' has no options; leave {', '.join(options)} out")
         check_number("k", k, 1, whole=True)
         check_known(f"option of the saliency method {method}:", options, sorted(METHOD_OPTIONS[method]))
+        check_options(options)
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.trainer = gate, options, None
         self.chat_template_kwargs = chat_template_kwargs

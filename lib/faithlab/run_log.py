@@ -47,7 +47,8 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Drop rollouts of steps that will come again; in a resumed run, keep the model if it is the best so far."""
         if state.is_world_process_zero and (path := self.folder / "rollouts.jsonl").is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
+            lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line ends
+            kept = [line for line in lines if _step(line) <= state.global_step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))  # what came after the checkpoint comes again
         if state.global_step:
             self.on_save(args, state, control)  # the run may have been killed between a checkpoint and this

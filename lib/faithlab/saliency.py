@@ -19,6 +19,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import pandas as pd
 import torch
@@ -28,8 +29,8 @@ from tqdm import tqdm
 
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, check_known, check_number, keyword_options, unknown
-from faithlab.granularity import Layout, Split, make_layout
-from faithlab.likelihood import Scope
+from faithlab.granularity import GRANULARITIES, Layout, Split, make_layout
+from faithlab.likelihood import SCOPES, Scope
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.traces import Trace
 from faithlab.units import sentences
@@ -152,12 +153,7 @@ def optimise_mask(
             that is not finite.
     """
     _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance)
-    for kind, name, known in (
-        ("optimiser", optimiser, OPTIMISERS), ("sign", sign, SIGNS),
-        ("parametrisation", parametrisation, PARAMETRISATIONS),
-    ):  # fmt: skip
-        if name not in known:
-            raise unknown(kind, name, tuple(known))
+    _check_names(dict(optimiser=optimiser, sign=sign, parametrisation=parametrisation))
     traces = tuple(traces)
     if not traces:
         raise FaithlabError("no traces to find a mask for; give at least one")
@@ -238,11 +234,12 @@ def _descend(
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Raise `FaithlabError` unless these are options of `optimise_mask`, with numbers that are possible."""
+    """Raise `FaithlabError` unless these are options of `optimise_mask`, with numbers and names that are possible."""
     check_known("option of a mask:", options, sorted(OPTIONS))
     numbers = inspect.signature(_check).parameters
     defaults = {k: p.default for k, p in inspect.signature(optimise_mask).parameters.items() if k in numbers}
     _check(**defaults | {k: v for k, v in options.items() if k in numbers})
+    _check_names(options)
 
 
 def undefined(trace: Trace) -> Float[Tensor, " token"]:
@@ -260,7 +257,8 @@ def batches_of(traces: Sequence[Trace], size: int | None = None) -> Iterator[lis
 
 
 def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) -> None:
-    if not -math.inf < floor < 0 <= ceiling < math.inf:
+    numbers = all(isinstance(v, Real) for v in (floor, ceiling))
+    if not (numbers and -math.inf < floor < 0 <= ceiling < math.inf):
         raise FaithlabError(f"a mask from {floor} to {ceiling} is not possible; use floor < 0 <= ceiling")
     check_number("sparsity", sparsity, 0)
     check_number("steps", steps, 1, whole=True)
@@ -270,4 +268,15 @@ def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) ->
     check_number("tolerance", tolerance, 0)
 
 
+def _check_names(options: Mapping[str, object]) -> None:
+    for kind, known in NAMES.items():
+        name = options.get(kind, known[0])
+        if name not in known:
+            raise unknown(kind, name, known)
+
+
+NAMES = dict(
+    scope=SCOPES, granularity=GRANULARITIES, optimiser=tuple(OPTIMISERS), sign=tuple(SIGNS),
+    parametrisation=tuple(PARAMETRISATIONS),
+)  # fmt: skip
 OPTIONS = frozenset(keyword_options(optimise_mask) - {"pad_id", "progress"})

@@ -20,7 +20,7 @@ import pandas as pd
 from faithlab import held_out
 from faithlab.arms import read_arm
 from faithlab.errors import FaithlabError
-from faithlab.paths import data_folder
+from faithlab.paths import data_folder, make_folder
 from faithlab.results import write_atomically
 from faithlab.training import Busy, train
 
@@ -43,14 +43,14 @@ def read_plan(path: Path) -> list[tuple[str, int]]:
         raise FaithlabError(
             f"cannot read {path}: {error.strerror}; give a CSV with the columns arm and seed"
         ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except ValueError as error:  # pandas' own errors, and bytes that are no text
         raise FaithlabError(f"{path} is no CSV ({error}); give the columns arm and seed") from error
     if not {"arm", "seed"} <= set(table.columns):
         raise FaithlabError(f"{path} needs the columns arm and seed; it has {', '.join(table.columns)}")
     runs = []
     for number, row in enumerate(table.itertuples(), start=2):
         read_arm(str(row.arm))
-        if not str(row.seed).isdigit():
+        if not str(row.seed).isdecimal():
             raise FaithlabError(f"line {number} of {path}: the seed {row.seed!r} is no whole number")
         if (row.arm, int(row.seed)) in runs:
             raise FaithlabError(f"line {number} of {path}: {row.arm} with seed {row.seed} comes twice")
@@ -99,7 +99,7 @@ def say_missing(seeds: pd.DataFrame, arms: Iterable[str]) -> None:
 
 def keep(run: Path, results: Path, name: str) -> None:
     """Copy what is worth committing of a finished run."""
-    results.mkdir(parents=True, exist_ok=True)
+    make_folder(results)
     if (run / "log.csv").is_file():
         log = pd.read_csv(run / "log.csv")
         kept = log[[c for c in KEPT if c in log.columns]]

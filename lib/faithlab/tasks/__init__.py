@@ -33,6 +33,7 @@ _TASKS = {
     "gsm8k": "faithlab.tasks.gsm8k",
     "mmlu": "faithlab.tasks.mmlu",
 }
+PUBLISHED = ("gsm8k", "mmlu")  # data sets that were written once; the others draw as many problems as are asked for
 
 
 def names() -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from faithlab.errors import FaithlabError, first_words
+from faithlab.paths import user_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -64,7 +65,7 @@ def find(
     Raises:
         FaithlabError: nothing there, a file of another kind, or no file of this split.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES:
             raise FaithlabError(f"{root}: files of this kind are not read; use {', '.join(SUFFIXES)}.")
@@ -90,7 +91,7 @@ def find(
 def has(path: str | Path, names: Sequence[str], configuration: str | None = None, exclude: str | None = None) -> bool:
     """Whether `path` is a folder with files of a split called one of `names`."""
     try:
-        return Path(path).expanduser().is_dir() and bool(find(path, names, configuration, exclude))
+        return user_path(path).is_dir() and bool(find(path, names, configuration, exclude))
     except FaithlabError:
         return False
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faithlab.errors import FaithlabError
+from faithlab.paths import user_path
 from faithlab.tasks import files
 from faithlab.tasks.files import Row
 from faithlab.tasks.markers import clean
@@ -49,7 +50,7 @@ def _rows(split: str, path: str | Path | None) -> Iterator[Row]:
     if path is None:
         rows: Iterable[Row] = files.from_hub("gsm8k", HUB_ID, CONFIGURATION, "test" if split == "test" else "train")
     else:
-        whole = Path(path).expanduser().is_file() or files.has(path, ["validation"], CONFIGURATION, _OTHER)
+        whole = user_path(path).is_file() or files.has(path, ["validation"], CONFIGURATION, _OTHER)
         name = split if whole or split == "test" else "train"
         found = files.find(path, [name], CONFIGURATION, _OTHER)
         if len({(f.parent, f.suffix) for f in found}) > 1:  # the published data have one file, or parts side by side

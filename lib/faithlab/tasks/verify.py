@@ -48,6 +48,18 @@ def counts() -> dict[str, int]:
     return dict(_counts)
 
 
+def unjudged() -> str:
+    """What to tell whoever reads a share of right answers: how many comparisons got no verdict; "" for none."""
+    none = {name: n for name, n in _counts.items() if name in ("timeouts", "errors") and n}
+    if not none:
+        return ""
+    listing = ", ".join(f"{n} {name}" for name, n in none.items())
+    return (
+        f"{sum(none.values())} of {_counts['calls']} comparisons of answers count as unequal without a verdict of "
+        f"math-verify ({listing})"
+    )
+
+
 def equal(gold: str, answer: str, *, seconds: float = SECONDS) -> bool:
     """Whether `answer` equals `gold` as mathematics; False, and counted, where no verdict comes in `seconds`.
 

@@ -9,6 +9,7 @@ written is `{"ready": true}`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ def limit_memory() -> None:
         import resource
     except ImportError:  # Windows: only the parent's deadline protects there
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    _lower(resource, resource.RLIMIT_AS, MEMORY_LIMIT)
 
 
 def limit_time(seconds: float) -> None:
@@ -34,7 +35,14 @@ def limit_time(seconds: float) -> None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     allowed = math.ceil(used.ru_utime + used.ru_stime + seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    _lower(resource, resource.RLIMIT_CPU, allowed)
+
+
+def _lower(resource, kind: int, limit: int) -> None:
+    """Set the soft limit, no higher than the hard one. Where the system refuses, the parent's deadline protects."""
+    hard = resource.getrlimit(kind)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def main() -> None:
