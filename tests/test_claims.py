@@ -153,8 +153,24 @@ def test_the_file_is_sound_and_keeps_its_sources_apart():
     }
     table = judge()
     assert len(table) >= len(claims)
-    tested = table[~table["verdict"].isin(["untested", "no result"])]
+    tested = table[~table["verdict"].isin(["untested", "not run", "no result"])]
     assert tested["ours"].notna().all() and len(tested) >= 20
+
+
+def test_what_was_not_tried_is_told_from_what_cannot_be():
+    found = judge(
+        [BASE | dict(not_run="we ran another"), BASE | dict(claim="d", why="needs people")], pd.DataFrame([row(1)])
+    )
+    assert found["verdict"].tolist() == ["not run", "untested"] and found["against"].tolist() == [
+        "we ran another",
+        "needs people",
+    ]
+
+
+@pytest.mark.parametrize("base", [0.0, -1.0, float("nan")])
+def test_a_change_relative_to_nothing_is_refused(base):
+    with pytest.raises(FaithlabError, match="means nothing"):
+        judge([BASE | dict(ours="q", per="p", above=0)], pd.DataFrame([row(1, 0.5, 2), row(base, quantity="p")]))
 
 
 def test_two_results_of_one_name_are_refused():
@@ -171,6 +187,9 @@ def test_two_results_of_one_name_are_refused():
         (BASE | dict(source="blog", why="x"), "unknown source"), (BASE | dict(origin="us", why="x"), "unknown origin"),
         (BASE | dict(ours="q", above=1, reasoners="abacus"), "must be a list"),
         (BASE | dict(ours="q", per="p", above=1), "compare it with 0"),
+        (BASE | dict(why="x", not_run="y"), "needs `ours`"), (BASE | dict(ours=["q"], above=1), "name of a result"),
+        (BASE | dict(ours="q", above=None), "`above` of claim 1 .* must be a number"),
+        (BASE | dict(ours="q", above=True), "must be a number"), (BASE | dict(ours="q", near=[1]), "must be a number"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file_are_named(tmp_path, entry, message):

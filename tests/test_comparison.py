@@ -122,6 +122,14 @@ def test_a_single_number_has_no_interval_and_no_p():
     assert found.value == 0.003 and all(math.isnan(v) for v in (found.low, found.high, found.p, found.detectable))
 
 
+def test_many_problems_are_drawn_a_few_at_a_time_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(1)
+    one, other = rng.random((3, 50)), rng.random((3, 50))
+    whole = difference(one, other, seed=2)
+    monkeypatch.setattr("faithlab.comparison.BLOCK", 50 * 7)
+    assert difference(one, other, seed=2) == pytest.approx(whole, abs=1e-12)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])

@@ -9,10 +9,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from test_pages import broken_links
 
 from faithlab import course, exercises, grading
 from faithlab.cli import build_parser, main
-from faithlab.course import KINDS, exercises_of, solutions_copy, student_copy, tagged
+from faithlab.course import KINDS, exercises_of, solutions_copy, student_copy, tagged, write_copies
 from faithlab.errors import FaithlabError
 from faithlab.exercises import Outcome, exercise, expect, judge, unanswered
 
@@ -58,7 +59,18 @@ def test_every_notebook_has_three_kinds_in_one_anatomy(stem):
     places = [text.find(f"\n## {part}") for part in ("What to notice", "Pitfalls", "Exercises", "References")]
     assert -1 not in places and places == sorted(places)
     assert "**The question.**" in text and "**After this notebook you can**" in text and "**Next:**" in text
-    assert text.count("**Predict") >= 2 or text.count("Predict:") >= 2
+    asked, section = True, ""
+    for cell in node.cells:
+        for part in re.finditer(
+            r"^## .*|\*\*Predict", cell.source if cell.cell_type == "markdown" else "", re.MULTILINE
+        ):
+            if part[0].startswith("##"):
+                asked, section = not re.match(r"## \d", part[0]), part[0]
+            else:
+                asked = True
+        assert asked or not cell.get("outputs"), (
+            f"{section}: a prediction is asked for before the first result is shown"
+        )
     assert text.count("<summary>Hint</summary>") == text.count("<summary>Solution</summary>") == len(mine)
     assert text.count("<details>") == text.count("</details>") == 2 * len(mine)
 
@@ -261,3 +273,16 @@ def library_stops(*args):
 def test_messages_lead_on(name, answer, words):
     outcome = judge(name, answer)
     assert outcome.status == "wrong" and words in outcome.message, outcome.message
+
+
+@pytest.mark.parametrize("kind", ["student", "solutions"])
+def test_links_and_paths_of_copies_lead_where_those_of_the_notebooks_do(tmp_path, kind):
+    folder = write_copies(kind, (), ROOT / "notebooks", tmp_path / "some" / "where")
+    copies = sorted(folder.glob("*.ipynb"))
+    assert len(copies) == 10
+    for path in copies:
+        assert broken_links(path) == []
+        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        (output,) = re.findall(r'^output_dir = "([^"]+)"', text, re.MULTILINE)
+        assert (folder / output).resolve() == ROOT / "runs" / "interactive" / path.stem
+        assert not re.search(r"""["'(]\.\./[a-z]""", text), "relative to the notebooks"

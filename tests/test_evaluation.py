@@ -188,10 +188,10 @@ def test_parts_draw_random_numbers_of_their_own(tmp_path, monkeypatch, parts_of_
 
     def measured(reasoner, task, rows, *, seed, **options):
         seen.append(seed)
-        return pd.DataFrame(dict(problem=range(len(rows)), right=1.0))
+        return pd.DataFrame(dict(problem=range(len(rows)), nats=1.0))
 
     monkeypatch.setattr(evaluate.evaluation, "measure", measured)
-    evaluate.evaluate(["abacus"], tmp_path, n=6, seed=3)
+    evaluate.evaluate(["abacus"], tmp_path, n=6, seed=3, groups=("reasoning",))
     assert seen[0] == 3 and len(seen) == len(set(seen)) == 3
 
 
@@ -243,7 +243,10 @@ def test_a_corrected_or_added_reasoner_keeps_what_is_finished(copy, tmp_path, me
     again = evaluate.evaluate([copy, "abacus"], tmp_path / "out", **SMALL)  # in another order
     assert list(again) == ["copy", "abacus"] and len(measured_rows) == 6
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(record["reasoners"]) == ["abacus", "copy"] and record["reasoners"]["abacus"]["weights"] is None
+    assert list(record["reasoners"]) == ["abacus", "copy"] and record["reasoners"]["copy"]["weights"]
+    assert record["reasoners"]["abacus"] | dict(source=copy) == record["reasoners"]["copy"], (
+        "the same weights and dtype"
+    )
 
 
 def test_more_problems_go_on_behind_those_that_are_finished(copy, tmp_path, measured_rows):
@@ -265,8 +268,10 @@ def test_more_problems_are_refused_where_the_first_would_be_others(tmp_path, mon
     data = tmp_path / "test.jsonl"
     lines = [json.dumps(dict(question=f"Tom has {i} pears. How many?", answer=f"#### {i}")) for i in range(9)]
     data.write_text("\n".join(lines))
-    monkeypatch.setattr(evaluation, "measure", lambda r, t, rows, **o: pd.DataFrame(dict(problem=range(len(rows)))))
-    options = dict(task="gsm8k", options=dict(path=str(data)), groups=("accuracy",))
+    monkeypatch.setattr(
+        evaluation, "measure", lambda r, t, rows, **o: pd.DataFrame(dict(problem=range(len(rows)), nats=0))
+    )
+    options = dict(task="gsm8k", options=dict(path=str(data)), groups=("reasoning",))
     evaluate.evaluate(["abacus"], tmp_path / "out", n=3, **options)
     with pytest.raises(FaithlabError, match=r"not the first of these 4.*gsm8k chooses others for each n; give --n 3"):
         evaluate.evaluate(["abacus"], tmp_path / "out", n=4, **options)
@@ -299,16 +304,48 @@ def test_the_command_prints_and_writes_tables(copy, tmp_path, capsys):
 
 def test_what_another_command_noted_meanwhile_stays(tmp_path):
     """Two commands add a reasoner each; the slower one ends with its summary."""
-    settings, rows = dict(n=1, task="stories"), [dict(question="?")]
-    one, two = (EvaluationFolder(tmp_path, settings, rows, {name: "abacus"}) for name in ("one", "two"))
-    table = pd.DataFrame(dict(problem=[0], right=[1.0]))
+    settings, rows = dict(n=1, task="stories", groups=["reasoning"]), [dict(question="?")]
+    said = dict(source="abacus", weights="1")
+    one, two = (EvaluationFolder(tmp_path, settings, rows, {name: said}) for name in ("one", "two"))
+    table = pd.DataFrame(dict(problem=[0], nats=[1.0]))
     one.save("one", table)
     two.save("two", table)
     note(tmp_path, dict(summary=[1], comparison=[2]))
     note(tmp_path, dict(summary=[3]))
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(record["reasoners"]) == {"one", "two"} and record["summary"] == [3] and "comparison" not in record
-    EvaluationFolder(tmp_path, settings, rows, {"two": "abacus"})
+    EvaluationFolder(tmp_path, settings, rows, {"two": said})
+
+
+def test_two_commands_cannot_share_a_folder_for_different_things(tmp_path):
+    """Both begin while it is empty; the one that saves second is told so, and what the first saved stays."""
+    rows, said = [dict(question=str(i)) for i in range(3)], dict(source="abacus", weights="1")
+
+    def begun(name, seed=0, n=2):
+        return EvaluationFolder(
+            tmp_path, dict(n=n, task="stories", groups=["reasoning"], seed=seed), rows[:n], {name: said}
+        )
+
+    table = pd.DataFrame(dict(problem=[0, 1], nats=[1.0, 2.0]))
+    first, other_seed, fewer, other_weights = begun("one", n=3), begun("two", seed=1), begun("three"), begun("one", n=3)
+    other_weights.sources["one"]["weights"] = "2"
+    first.save("one", table)
+    before = (tmp_path / "evaluation.json").read_text()
+    for folder, name, why in (
+        (other_seed, "two", "other seed"),
+        (fewer, "three", "give --n 3"),
+        (other_weights, "one", "other weights"),
+    ):
+        with pytest.raises(FaithlabError, match=why):
+            folder.save(name, table)
+    assert (tmp_path / "evaluation.json").read_text() == before and len(list(tmp_path.glob("*.csv"))) == 1
+    first.measured_in("one", "float32")
+    first.save("one", table)
+    with pytest.raises(FaithlabError, match=r"holds one in float32.*give --dtype float32"):
+        begun("one", n=3).measured_in("one", "bfloat16")
+    first.save("one", table.drop(columns="nats"))
+    with pytest.raises(FaithlabError, match="another version, without nats"):
+        first.finished("one")
 
 
 def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
@@ -322,7 +359,15 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     with pytest.raises(FaithlabError, match="does not say what of"):
         evaluate.evaluate(["abacus"], tmp_path / "stray", **SMALL)
     assert stray.read_text() == "mine"
-    for damage in (b"", b"nonsense\n1\n", b"problem,right\nx,1\n", b"problem,right\n0,1\n1,1,1,1\n", b"\xff\xfe\x00"):
+    for damage in (
+        b"",
+        b"nonsense\n1\n",
+        b"problem,right\nx,1\n",
+        b"problem,right\n0,1\n1,1,1,1\n",
+        b"\xff\xfe\x00",
+        b"problem,right\n0,1\n1,1\n1,1\n3,1\n",
+        b"problem,right\n0,1\n2,1\n",
+    ):
         (tmp_path / "one" / "abacus.problems.csv").write_bytes(damage)
         with pytest.raises(FaithlabError, match=r"problems\.csv is damaged: delete it to measure abacus again"):
             evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
@@ -330,7 +375,8 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     with pytest.raises(FaithlabError, match=r"evaluation\.json is damaged"):
         evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
     for call, message in (
-        (["abacus", "--groups", "accurracy"], "did you mean 'accuracy'"), (["abacus", "x/abacus"], "both be called"),
+        (["abacus", "--groups", "accurracy"], "did you mean 'accuracy'"), (["abacus", "abacus"], "both be called"),
+        (["abacus", "-o", "seed", "1"], "give --seed"), (["abacus", "--max-new-tokens", "0"], "max_new_tokens=0"),
         (["abacus", "-o", "hops", "[1"], "cannot be read"), (["abacus", "--n", "0"], "n=0"),
         (["abacus", "-o", "hopz", "1"], "hopz"), (["nonesuch"], "nonesuch"),
         (["abacus", "--groups", ""], "unknown group"), (["abacus", "--temperature", "-1"], "temperature=-1"),
@@ -363,8 +409,16 @@ def test_what_a_reasoner_has_nothing_of_is_left_empty(copy, tmp_path, capsys):
 
 
 def test_labels_are_names_of_files():
-    assert evaluate.labels(["abacus", "runs/train/arm-1/last", "org/Model 3B"]) == ["abacus", "arm-1", "Model_3B"]
-    assert evaluate.labels(["../../.."]) == ["reasoner"]
+    def called(*reasoners):
+        return list(evaluate.labels(reasoners))
+
+    assert called("abacus", "runs/train/arm-1/last", "org/Model 3B") == ["abacus", "arm-1", "Model_3B"]
+    assert called("../../..") == ["reasoner"]
+    assert called("run/last", "run/best", "abacus") == ["run_last", "run_best", "abacus"], "as much as tells them apart"
+    assert called("a/checkpoint-10", "b/checkpoint-10") == ["a_checkpoint-10", "b_checkpoint-10"]
+    assert called("org1/M", "org2/M", "abacus", "x/abacus") == ["org1_M", "org2_M", "abacus", "x_abacus"]
+    assert evaluate.labels(["before=run/last", "run/last"]) == {"before": "run/last", "run": "run/last"}
+    assert evaluate.labels(["odd name=x", "=y"]) == {"odd_name_x": "odd name=x", "_y": "=y"}
     with pytest.raises(FaithlabError, match="no reasoner"):
         evaluate.labels([])
 
@@ -397,6 +451,64 @@ def test_two_thousand_problems_survive_kills(tmp_path):
         pd.testing.assert_frame_equal(
             part.drop(columns="problem"), again.drop(columns="problem"), atol=1e-4, check_dtype=False
         )
+
+
+def test_problems_that_do_not_fit_the_window_are_left_empty(tmp_path, monkeypatch, capsys):
+    """One that is too long must not stop the others, now or when the command is given again."""
+    reasoner, rows = load_reasoner("abacus"), list(tasks.load("stories", split="test", n=4, seed=0, hops=(1, 4)))
+    lengths = [len(reasoner.prompt_ids(r)) for r in rows]
+    most = max(lengths)
+    monkeypatch.setattr("faithlab.reasoner.context_window", lambda model: most + evaluation.ROOM - 1)
+    fitting = [i for i, n in enumerate(lengths) if n < most]
+    assert 0 < len(fitting) < 4
+    options = dict(groups=("accuracy", "reasoning"), samples=2, seed=1)
+    found = measure(reasoner, "stories", rows, **options)
+    alone = measure(reasoner, "stories", [rows[i] for i in fitting], **options)
+    assert found["problem"].tolist() == [0, 1, 2, 3]
+    assert found.drop(columns="problem").isna().all(axis=1).tolist() == [i not in fitting for i in range(4)]
+    kept = found.iloc[fitting].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept.drop(columns="problem"), alone.drop(columns="problem"), check_dtype=False)
+    assert summary(found).set_index("quantity").loc["pass@2", "n"] == len(fitting)
+    call = [
+        "evaluate",
+        "abacus",
+        "--n",
+        "4",
+        "--samples",
+        "2",
+        "--groups",
+        "accuracy",
+        "-o",
+        "hops",
+        "[1, 4]",
+        "--quiet",
+    ]
+    for _ in range(2):
+        assert main([*call, "--output", str(tmp_path / "out")]) == 0
+        assert f"{4 - len(fitting)} of 4 problems do not fit the window of abacus" in capsys.readouterr().out
+    monkeypatch.setattr("faithlab.reasoner.context_window", lambda model: 1)
+    assert measure(reasoner, "stories", rows, **options).drop(columns="problem").isna().all(axis=None)
+
+
+def test_answers_that_are_cut_off_are_counted(tmp_path):
+    call = dict(n=3, groups=("accuracy",), samples=2, options=dict(hops=[2, 2]))
+    whole = evaluate.evaluate(["abacus"], tmp_path / "whole", **call)["abacus"]
+    cut = evaluate.evaluate(["abacus"], tmp_path / "cut", max_new_tokens=4, dtype="float32", **call)["abacus"]
+    assert whole["answered"].mean() > 0.9 and (cut["answered"] == 0).all() and (cut["right"] == 0).all()
+    with pytest.raises(FaithlabError, match="other max_new_tokens"):
+        evaluate.evaluate(["abacus"], tmp_path / "cut", max_new_tokens=5, **call)
+
+
+def test_many_quantities_do_not_blur_a_plain_difference():
+    """A p that cannot fall below 2 / 10,001, times some hundred tests, would never stand."""
+    rng = np.random.default_rng(0)
+    base = pd.DataFrame(dict(problem=range(40)) | {q: rng.random(40) for q in evaluation.QUANTITIES})
+    others = {
+        f"better{k}": base.assign(**{q: base[q] + 5 + 0.1 * rng.random(40) for q in evaluation.QUANTITIES})
+        for k in range(12)
+    }
+    found = evaluate.compare(dict(base=base) | others)
+    assert len(found) > 250 and (found["p_holm"] < 0.05).all()
 
 
 def test_side_by_side_comparison_is_paired_and_corrected():

@@ -16,7 +16,7 @@ from faithlab import tasks, verdict
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
 from faithlab.explain import figure, save
-from faithlab.explanation import _absent, explain, strongest
+from faithlab.explanation import SHOWN, _absent, beyond, explain, strongest
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.page import page
 from faithlab.shown_scores import KINDS, plain
@@ -242,6 +242,18 @@ def test_json_has_null_for_what_is_undefined(explained):
     position, value = strongest(explained, "effect", 1)[0]
     assert value == max(v for v in explained.scores["effect"] if v is not None)
     assert explained.scores["effect"][position - explained.first] == value
+    assert back["beyond"] == beyond(explained) and back["how_often_wrong"] == verdict.how_often_wrong()
+
+
+def test_strong_effects_are_those_of_size_for_or_against_and_noise_is_none(explained):
+    n, first = len(explained.scores["effect"]), explained.first
+    values = [1.0, -2.0, None, SHOWN / 2, *[1e-5] * (n - 4)]
+    made = replace(explained, scores={"effect": values, "flow": values})
+    assert strongest(made, "effect") == [(first + 1, -2.0), (first, 1.0)]
+    assert [p - first for p, _ in strongest(made, "flow")] == [0, 3, 4, 5, 6], "a share is no smaller for being small"
+    assert ">-2</td>" in page([made])
+    nothing = replace(explained, scores={"effect": [1e-5] * n})
+    assert strongest(nothing, "effect") == [] and f"none of {SHOWN:g} nats or more" in page([nothing])
 
 
 class Reader(HTMLParser):
@@ -285,6 +297,23 @@ def test_page_counts_places_within_the_reasoning_and_names_every_verdict(explain
         "in spite of the reasoning: ",
     ):
         assert words in reader.text
+
+
+def test_an_answer_that_is_known_to_be_wrong_is_called_so(tmp_path, capsys):
+    assert main(["explain", STORY, "--gold", "8", "--samples", "0", "--output", str(tmp_path)]) == 0
+    assert "-> 7 (wrong: 8 is right)" in capsys.readouterr().out
+
+
+def test_long_texts_are_refused_without_a_warning_of_the_tokenizers(tmp_path, capsys):
+    argv = ["explain", STORY, "--reasoning", "Ada has 3 pears. " * 220, "--answer", "7", "--samples", "0"]
+    assert main([*argv, "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "shorten it" in said and "indexing errors" not in said
+
+
+def test_the_curve_says_what_it_shows(explained):
+    text = page([replace(explained, curve=[-3.0, -0.01])])
+    assert "-3.0 nats with none of 1 sentence in sight, 0.0 with all" in text
 
 
 def test_page_needs_nothing_from_elsewhere(explained):
@@ -338,12 +367,14 @@ def test_two_colours_can_be_told_apart_by_everybody_and_text_can_be_read():
 
 def test_figure_shows_every_strip(explained):
     fig = figure(explained)
-    assert len(fig.axes) == 5 and explained.says == " ".join(fig.get_suptitle().split("\n"))
+    assert len(fig.axes) == 5 and explained.says in " ".join(fig.get_suptitle().split("\n"))
+    said = " ".join(fig.get_suptitle().split("\n"))
+    assert said.startswith(f"Answer {explained.judged}. ") and said.endswith(beyond(explained))
     fig.canvas.draw()
     assert fig._suptitle.get_window_extent().x1 < fig.bbox.x1  # long sentences are broken, not cut off
     empty = replace(explained, scores=explained.scores | {"effect": [None] * len(explained.scores["effect"])})
     titles = [ax.get_title(loc="left") for ax in figure(empty).axes]
-    assert "not computed" in titles[0] and titles[1].endswith("(reasoning only)")
+    assert "not computed" in titles[0] and "(reasoning only)" in titles[1]
 
 
 @browser.needs_browser
@@ -433,7 +464,9 @@ def test_command_writes_page_json_and_figure(tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["explanation.html", "explanation.json", "explanation.png"]
     content = json.loads((folder / "explanation.json").read_text())
     assert content["command"].startswith("faithlab explain --reasoner abacus --task stories")
-    assert content["explanations"][0]["says"] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for part in ("says", "beyond", "how_often_wrong"):
+        assert content["explanations"][0][part] in said
     assert main([*argv, "--name", "one"]) == 2 and "exists" in capsys.readouterr().err
 
 

@@ -342,7 +342,7 @@ def test_commands(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"^ *sheet +ben +1\.0 +1\.0 +1\.0 .* 2$", said, re.MULTILINE) and "saliency_answer" in said
     assert main(["feedback", "form", "abacus", "--n", "2", "--output", out]) == 0
-    assert main(["feedback", "trust", str(tmp_path / "form.csv")]) == 2
+    assert main(["feedback", "trust", str(tmp_path / trust.FORM)]) == 2
     assert "--key" in capsys.readouterr().err
     assert main(["feedback", "agree"]) == 2
 

@@ -37,7 +37,20 @@ def more_arguments(path, folder):
     as_on_the_hub(folder / "hub", "someone/tiny-llama")
     (folder / "sums_test.csv").write_text("".join(f'"What is {i} + 1?",{i + 1},{i + 2},{i},9,A\n' for i in range(3)))
     model = folder / "hub" / "models--someone--tiny-llama" / "snapshots" / ("0" * 40)
-    return ["-p", "large_reasoner", str(model), "-p", "mmlu_path", str(folder / "sums_test.csv"), "-p", "n_large", "3"]
+    return [
+        "-p",
+        "large_reasoner",
+        str(model),
+        "-p",
+        "mmlu_path",
+        str(folder / "sums_test.csv"),
+        "-p",
+        "n_large",
+        "3",
+        "-p",
+        "large_tokens",
+        "64",
+    ]
 
 
 def check_scaling(results, printed):

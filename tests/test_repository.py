@@ -49,6 +49,26 @@ def test_nothing_pickled_and_no_machine_paths():
             assert not found, f"{path} names a home folder"
 
 
+def test_no_question_of_gsm8k_is_committed():
+    """Its numbers are published here and its texts are not, executed outputs included."""
+    published = ROOT.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+    if not published.is_file():
+        pytest.skip("the published file is not there")
+    asked = [json.loads(line)["question"] for line in published.open(encoding="utf-8")]
+    beginnings = [json.dumps(text)[1:50] for text in asked]  # as JSON writes it, in notebooks and results
+    folders = [ROOT / name for name in ("notebooks", "lib", "tests", "data")]
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in {".ipynb", ".py", ".md", ".jsonl", ".json", ".csv"}
+    ]
+    text = "\n".join(
+        p.read_text(errors="replace") for p in files if "training" not in p.parts and p.stat().st_size < 2_000_000
+    )
+    assert len(asked) > 1000 and len(text) > 1_000_000 and [b for b in beginnings if b in text] == []
+
+
 def test_the_page_of_the_interface_is_that_of_the_code():
     assert (ROOT / "lib" / "API.md").read_text() == api_page.page(), "run python -m faithlab.api_page"
 

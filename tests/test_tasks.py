@@ -405,6 +405,7 @@ def test_mmlu_reads_csv_with_a_header(tmp_path):
         ({"answer": True}, r"line 2: field 'answer'.*got True"),
         ({"answer": -1}, r"line 2: field 'answer'.*got -1"),
         ({"choices": "A, B"}, r"line 2: field 'choices' should be a list"),
+        ({"choices": "[" * 100_000}, r"line 2: field 'choices' should be a list"),
         ({"choices": ["one"]}, r"line 2: field 'choices' should be a list"),
         ({"choices": None}, r"line 2: field 'choices' is missing"),
         ({"choices": ["Cod", "\ud800"]}, r"line 2: field 'choices' holds half a character"),

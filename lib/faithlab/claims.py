@@ -2,7 +2,8 @@
 
 `data/published_claims.yaml` holds one entry a figure: where it was published, for which model, whose claim it is
 (`origin`: "published", or "own" for our controls, rewards and checks of published settings), and either which of our
-results (`data/results/notebooks.csv`) test it or why nothing here can. A verdict compares intervals and says
+results (`data/results/notebooks.csv`) test it, why nothing here can, or why it was not tried. A verdict compares
+intervals and says
 
     holds          ours lies on the claimed side of what it is compared with, intervals apart; for a claim that nothing
                    changes (`near`), no difference of more than `MARGIN` is within the two intervals
@@ -10,6 +11,7 @@ results (`data/results/notebooks.csv`) test it or why nothing here can. A verdic
     open           so many traces or seeds do not decide it
     no interval    ours, or the result that it is compared with, has no interval, so that nothing is decided
     no result      the committed results hold no such row: the runs or the notebook that it needs are not there yet
+    not run        it could be tested here, and was not; `not_run` says what was done instead
     untested       it cannot be tested here; `why` says why
 
 Where both sides were measured on the same traces or problems, `ours` is their paired difference, compared with 0: two
@@ -40,9 +42,10 @@ TESTS = ("above", "below", "near")
 MARGIN = 0.05  # of `near`
 LEVEL = 0.05  # of a corrected p
 CORRECTED = ", p corrected"  # behind the name of a difference between arms: its p after Holm's correction
-VERDICTS = ("holds", "does not", "open", "no interval", "no result", "untested")
+VERDICTS = ("holds", "does not", "open", "no interval", "no result", "not run", "untested")
 SAID = ("method", "source", "claim", "model", "published")  # by whoever published it
-KEYS = {*SAID, "origin", "ours", "per", *TESTS, "reasoners", "why"}
+REASONS = dict(why="untested", not_run="not run")
+KEYS = {*SAID, "origin", "ours", "per", *TESTS, "reasoners", *REASONS}
 COLUMNS = [*SAID, "origin", "reasoner", "quantity", "unit", "ours", "low", "high", "n", "against", "verdict"]
 
 
@@ -68,10 +71,17 @@ def read_claims(path: str | Path | None = None) -> list[dict]:
         if entry.get("origin", ORIGINS[0]) not in ORIGINS:
             raise unknown(f"origin of {where}:", entry["origin"], ORIGINS)
         tests = [t for t in TESTS if t in entry]
-        if ("why" in entry) == bool(tests) or len(tests) > 1 or bool(tests) != ("ours" in entry):
-            raise FaithlabError(f"{where} needs `ours` and one of {', '.join(TESTS)}, or `why` it cannot be tested")
+        reasons = [key for key in REASONS if key in entry]
+        if len(reasons) + len(tests) != 1 or bool(tests) != ("ours" in entry):
+            raise FaithlabError(
+                f"{where} needs `ours` and one of {', '.join(TESTS)}, or `why` it cannot be tested, or `not_run`"
+            )
         if "per" in entry and any(entry.get(t, 0) != 0 for t in TESTS):
             raise FaithlabError(f"{where} has `per`, which is for changes: compare it with 0")
+        if not all(isinstance(entry.get(key, ""), str) for key in ("ours", "per")):
+            raise FaithlabError(f"`ours` and `per` of {where} must each be the name of a result")
+        if tests and (isinstance(entry[tests[0]], bool) or not isinstance(entry[tests[0]], (str, int, float))):
+            raise FaithlabError(f"`{tests[0]}` of {where} must be a number or the name of a result")
         if not isinstance(entry.get("reasoners", []), list):
             raise FaithlabError(f"`reasoners` of {where} must be a list, as [abacus, smollm2]")
     return entries
@@ -113,7 +123,7 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
         results: rows of `data/results/notebooks.csv`, unless given.
 
     Raises:
-        FaithlabError: two results of one name and reasoner, of which a claim asks for one.
+        FaithlabError: two results of one name and reasoner, of which a claim asks for one; a `per` that is not above 0.
     """
     claims = read_claims() if claims is None else claims
     if results is None:
@@ -128,8 +138,8 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
     rows = []
     for entry in claims:
         said = {k: entry[k] for k in SAID} | dict(origin=entry.get("origin", ORIGINS[0]))
-        if "why" in entry:
-            rows.append(said | dict(against=entry["why"], verdict="untested"))
+        if reason := next((key for key in REASONS if key in entry), None):
+            rows.append(said | dict(against=entry[reason], verdict=REASONS[reason]))
             continue
         test = next(t for t in TESTS if t in entry)
         for reasoner in entry.get("reasoners", ["abacus"]):
@@ -141,6 +151,8 @@ def judge(claims: list[dict] | None = None, results: pd.DataFrame | None = None)
             if ours is None or other is None or per is None:
                 rows.append(said_of | dict(verdict="no result"))
                 continue
+            if not per["value"] > 0:
+                raise FaithlabError(f"{entry['per']!r} is {per['value']:g}: a change relative to it means nothing")
             p = found.get((reasoner, entry["ours"] + CORRECTED), {}).get("value", math.nan)
             shown = f"{other['value']:.3g} ({entry[test]})" if isinstance(other, dict) else f"{other:g}"
             value, low, high = (ours[key] / per["value"] for key in ("value", "low", "high"))

@@ -31,6 +31,7 @@ from faithlab.errors import FaithlabError
 from faithlab.intervals import ends_of_alike
 
 RESAMPLES = 10_000
+BLOCK = 2**24  # numbers that are drawn at a time, in 128 MiB
 
 
 class Difference(NamedTuple):
@@ -77,14 +78,18 @@ def difference(
         return Difference(float(gap[known][0]), *[math.nan] * 4, seeds, problems)
     rng = np.random.default_rng(seed)
 
-    def counts(n: int) -> Float[np.ndarray, "resample n"]:
+    def counts(n: int, size: int) -> Float[np.ndarray, "resample n"]:
         """How often each of n things is drawn in each resample."""
-        return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+        return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(float)
 
-    of_seeds, of_problems = counts(seeds), counts(problems)
-    total = np.einsum("rs,sp,rp->r", of_seeds, np.where(known, gap, 0.0), of_problems, optimize=True)
-    weight = np.einsum("rs,sp,rp->r", of_seeds, known.astype(float), of_problems, optimize=True)
-    drawn = total[weight > 0] / weight[weight > 0]
+    of_seeds, means = counts(seeds, resamples), []
+    filled, size = np.where(known, gap, 0.0), max(1, BLOCK // problems)  # a few at a time: there may be many problems
+    for part in (of_seeds[i : i + size] for i in range(0, resamples, size)):
+        of_problems = counts(problems, len(part))
+        total = np.einsum("rs,sp,rp->r", part, filled, of_problems, optimize=True)
+        weight = np.einsum("rs,sp,rp->r", part, known.astype(float), of_problems, optimize=True)
+        means.append(total[weight > 0] / weight[weight > 0])
+    drawn = np.concatenate(means)
     low, high = np.quantile(drawn, [0.025, 0.975])
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
@@ -168,12 +173,14 @@ def compare(
     condition: str | None = None,
     unit: str = "problem",
     support: tuple[float, float] | None = None,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every arm against each of `against`, over the seeds and problems that both have: columns `arm, against`, those of
     `Difference`, and `p_holm`, corrected over the whole table. No pair comes twice, nor turned round. A base with one
     run, as the untrained policy, is laid beside every seed of an arm. Intervals end where differences do: those of a
-    quantity with `support` (0, 1), a share, at -1 and 1.
+    quantity with `support` (0, 1), a share, at -1 and 1. No p is below 2 / (resamples + 1): a correction over many
+    tests needs more resamples.
 
     Raises `FaithlabError` where two arms share no seed.
     """
@@ -192,7 +199,8 @@ def compare(
                 beside = pd.DataFrame(np.repeat(second.to_numpy(), len(seeds), 0), seeds, second.columns)
             if not len(seeds):
                 raise FaithlabError(f"{arm} and {base} share no seed; run both with the same ones")
-            found = difference(first.loc[seeds, units].to_numpy(), beside.loc[seeds, units].to_numpy(), seed=seed)
+            pair = first.loc[seeds, units].to_numpy(), beside.loc[seeds, units].to_numpy()
+            found = difference(*pair, resamples=resamples, seed=seed)
             found = _within(found, support and (support[0] - support[1], support[1] - support[0]))
             rows.append(dict(arm=arm, against=base, **found._asdict()))
     out = pd.DataFrame(rows, columns=["arm", "against", *Difference._fields])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) m
 # as the course itself writes it, in one line at the end; `faithlab.grading` takes what students make of it
 CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
+
+UP = re.compile(r"""(?<=["'(])\.\./""")  # at the beginning of a link or a path in a string
 
 EXAMPLES = """examples:
   faithlab course student                            into runs/course/student/
@@ -126,9 +129,12 @@ def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) ->
     import nbformat
 
     target = output / kind
+    up = Path(os.path.relpath(folder.parent.absolute(), target.absolute())).as_posix()  # to where "../" led
     texts = {}
     for path in select(discover(folder), names):
         made = COPIES[kind](read_notebook(path).node)
+        for cell in made.cells:
+            cell.source = UP.sub(f"{up}/", cell.source)
         made.metadata["faithlab"] = {"copy": kind, "of": path.stem, "sources": _fingerprint(made)}
         texts[target / path.name] = nbformat.writes(made).rstrip("\n") + "\n"
     for path in texts:

@@ -14,13 +14,16 @@ part that was not full is measured again when problems are added.
 
     faithlab evaluate abacus --n 100
     faithlab evaluate abacus runs/train/shortcut_100_outcome-1/last -o hint weak -o hint_right 0.0 --groups all
+    faithlab evaluate before=runs/train/ARM-1/checkpoint-20 after=runs/train/ARM-1/last
     faithlab evaluate smollm2 --task gsm8k -o path /absolute/path/to/test.jsonl --samples 1 --temperature 0
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +34,7 @@ import pandas as pd
 from faithlab import comparison, evaluation, measures, tasks
 from faithlab.errors import FaithlabError, check_known, check_number
 from faithlab.evaluation_folder import EvaluationFolder, note
-from faithlab.models import check_reasoner, load_reasoner
+from faithlab.models import check_reasoner, identity, load_reasoner
 from faithlab.results import write_atomically
 from faithlab.tasks import verify
 from faithlab.tasks.fewshot import for_task
@@ -53,11 +56,17 @@ def evaluate(
     groups: Sequence[str] | None = None,
     samples: int = 4,
     temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """Measure each reasoner (a name, folder or hub id) on the same `n` problems. Returns the tables of problems by the
-    reasoner's label.
+    """Measure each reasoner (a name, folder or hub id, or LABEL= and one of these) on the same `n` problems. Returns
+    the tables of problems by the reasoner's label.
+
+    `max_new_tokens` is the longest response, by default the reasoner's own limit (256 for abacus, else 320: too few for
+    models that think at length, see the column `answered`); `device` and `dtype` are those of `load_reasoner`.
 
     `groups` are names of `faithlab.measures.GROUPS`, by default `DEFAULT`; a group that the task cannot have is refused
     if it is named, and its columns are NaN where all groups or the default ones are asked for.
@@ -65,14 +74,18 @@ def evaluate(
     Raises `FaithlabError`, before anything is measured, for bad settings, unknown reasoners or two of the same label,
     and an output folder that holds another evaluation, a damaged table, or cannot be written.
     """
-    names = labels(reasoners)
+    named = labels(reasoners)
     chosen = list(DEFAULT if groups is None else groups)
     check_known("group of measures", chosen, evaluation.GROUPS)
     check_number("n", n, 1, whole=True)
     check_number("seed", seed, 0, whole=True)
     evaluation.check_sampling(samples, temperature)
-    sources = dict(zip(names, reasoners, strict=True))
-    for source in reasoners:
+    if max_new_tokens is not None:
+        check_number("max_new_tokens", max_new_tokens, 1, whole=True)
+    for name in ("split", "n", "seed"):
+        if name in (options or {}):
+            raise FaithlabError(f"{name} is no option of the task here: give --{name}")
+    for source in named.values():
         check_reasoner(source)
     rows = list(tasks.load(task, split=split, n=n, seed=seed, **(options or {})))
     if set(chosen) not in (set(DEFAULT), set(evaluation.GROUPS)):
@@ -82,36 +95,56 @@ def evaluate(
                 "which leaves empty what cannot be measured"
             )
     settings = dict(task=task, options=dict(options or {}), split=split, n=n, groups=chosen, samples=samples,
-                    temperature=temperature, seed=seed)  # fmt: skip
+                    temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)  # fmt: skip
+    sources = {name: dict(source=s, weights=identity(s)) for name, s in named.items()}
     folder = EvaluationFolder(Path(output), settings, rows, sources)
-    for name in names:
+    for name in named:
         folder.finished(name)  # what is damaged is seen now
-    return {name: _one(name, source, folder, rows, progress) for name, source in sources.items()}
+    loading = dict(device=device, dtype=dtype)
+    return {name: _one(name, source, folder, rows, loading, progress) for name, source in named.items()}
 
 
-def labels(reasoners: Sequence[str]) -> list[str]:
-    """A short name for each reasoner: its own, or the last parts of its path, without characters that files lack.
+def labels(reasoners: Sequence[str]) -> dict[str, str]:
+    """What each reasoner is called, and its name, folder or hub id.
 
-    Raises `FaithlabError` if there is none, or if two have the same.
+    `LABEL=REASONER` gives a label; else it is the reasoner's own name or the last part of its path (not "last" or
+    "best"), with more of the path where two would be called the same. Characters that file names lack are left out.
+
+    Raises `FaithlabError` if there is no reasoner, or if two are called the same.
     """
-    found = []
-    for source in reasoners:
-        parts = [p for p in Path(str(source)).parts if p not in ("last", "best", "/", "..", ".")]
-        found.append(re.sub(r"[^\w.-]+", "_", parts[-1]) if parts else "reasoner")
-    if not found:
+    given, sources = [], []
+    for reasoner in map(str, reasoners):
+        label, equals, source = reasoner.partition("=")
+        is_labelled = bool(equals and source and re.fullmatch(r"\w[\w.-]*", label)) and not os.path.exists(reasoner)
+        given.append(label if is_labelled else None)
+        sources.append(source if is_labelled else reasoner)
+    if not sources:
         raise FaithlabError("no reasoner was given: a name (abacus, smollm2), a folder, or a hub id")
-    twice = {name for name in found if found.count(name) > 1}
-    if twice:
-        raise FaithlabError(f"two reasoners would both be called {twice.pop()!r}; rename a folder, or leave one out")
-    return found
+    wholes = [[p for p in Path(source).parts if p not in ("/", "..", ".")] for source in sources]
+    shorts = [[p for p in parts if p not in ("last", "best")] or parts for parts in wholes]
+    found = [label or "_".join(short[-1:]) for label, short in zip(given, shorts, strict=True)]
+    for k in range(2, max(map(len, wholes)) + 1):  # as many parts as tell them apart
+        twice = {name for name in found if found.count(name) > 1}
+        longer = [label or "_".join(parts[-k:]) for label, parts in zip(given, wholes, strict=True)]
+        found = [more if name in twice else name for name, more in zip(found, longer, strict=True)]
+    found = [re.sub(r"[^\w.-]+", "_", name) or "reasoner" for name in found]
+    for name in found:
+        if found.count(name) > 1:
+            raise FaithlabError(f"two reasoners would both be called {name!r}; give one a label, as first={sources[0]}")
+    return dict(zip(found, sources, strict=True))
 
 
-def _one(name: str, source: str, folder: EvaluationFolder, rows: list[dict], progress: bool) -> pd.DataFrame:
+def _one(
+    name: str, source: str, folder: EvaluationFolder, rows: list[dict], loading: Mapping[str, Any], progress: bool
+) -> pd.DataFrame:
     """One reasoner's problems; those in the folder are finished."""
     done, settings = folder.finished(name), folder.settings
     if len(done) >= len(rows):
         return done
-    reasoner = for_task(load_reasoner(source), settings["task"])
+    reasoner = for_task(load_reasoner(source, **loading), settings["task"])
+    folder.measured_in(name, str(reasoner.model.dtype).removeprefix("torch."))
+    if settings["max_new_tokens"] is not None:
+        reasoner = dataclasses.replace(reasoner, max_new_tokens=settings["max_new_tokens"])
     passed = {k: settings[k] for k in ("groups", "samples", "temperature")}
     for first in range(len(done) // PART * PART, len(rows), PART):
         seed = settings["seed"] + STRIDE * first  # no two parts draw the same random numbers
@@ -138,12 +171,16 @@ def compare(tables: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
     over the whole table. Columns: `quantity`, and those of `comparison.compare`."""
     whole = pd.concat([evaluation.with_pass(t).assign(arm=name, seed=0) for name, t in tables.items()])
     first, *others = tables
-    parts = []
-    for quantity in evaluation.quantities_of(whole):
+    quantities, parts = evaluation.quantities_of(whole), []
+    # Holm multiplies the smallest p by the number of tests: it must be drawn finely enough to stay small
+    resamples = max(comparison.RESAMPLES, 400 * len(quantities) * len(others))
+    for quantity in quantities:
         have = [name for name in tables if whole.loc[whole["arm"] == name, quantity].notna().any()]
         if first in have:
             beside, support = [o for o in others if o in have], evaluation.support_of(quantity)
-            found = comparison.compare(whole, beside, [first], quantity, support=support, seed=seed)
+            found = comparison.compare(
+                whole, beside, [first], quantity, support=support, resamples=resamples, seed=seed
+            )
             parts.append(found.assign(quantity=quantity))
     columns = ["quantity", "arm", "against", *comparison.Difference._fields]
     out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -156,7 +193,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.epilog = f"groups of measures, and what the columns of each are:\n\n{measures.described()}"
     add = parser.add_argument
-    add("reasoners", nargs="+", metavar="REASONER", help="a name (abacus, smollm2), a folder, or a hub id")
+    add(
+        "reasoners",
+        nargs="+",
+        metavar="REASONER",
+        help="a name (abacus, smollm2), a folder, or a hub id; LABEL=REASONER calls it LABEL in the tables",
+    )
     add("--task", default="stories", help=f"one of {', '.join(tasks.names())}")
     add(
         "-o",
@@ -171,6 +213,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=int, default=200, help="problems")
     add("--samples", type=int, default=4, help="rollouts of each problem; pass@k for k = 2, 4, 8 ... up to these")
     add("--temperature", type=float, default=1.0, help="of the samples; 0 is greedy, with --samples 1")
+    add("--max-new-tokens", type=int, help="longest response (default: the reasoner's own limit, 256 or 320)")
+    add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
+    add("--dtype", help="of the weights (default: bfloat16 on a GPU, float32 elsewhere and for the embedded ones)")
     add("--seed", type=int, default=0)
     add("--groups", help=f"what to measure (see below), with commas, or 'all' (default: {', '.join(DEFAULT)})")
     add("--output", type=Path, help="folder (default: runs/evaluate/LABELS-TASK); to add reasoners, that of before")
@@ -179,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """`faithlab evaluate`: measure, write the tables, print them."""
-    names = labels(args.reasoners)
+    names = list(labels(args.reasoners))
     groups = [g.strip() for g in args.groups.split(",")] if args.groups is not None else None
     if groups == ["all"]:
         groups = list(evaluation.GROUPS)
@@ -187,7 +232,8 @@ def command(args: argparse.Namespace) -> int:
     folder = args.output or Path("runs/evaluate") / f"{'-'.join(names)}-{args.task}"
     tables = evaluate(
         args.reasoners, folder, task=args.task, options=options, split=args.split, n=args.n, groups=groups,
-        samples=args.samples, temperature=args.temperature, seed=args.seed, progress=not args.quiet,
+        samples=args.samples, temperature=args.temperature, max_new_tokens=args.max_new_tokens, device=args.device,
+        dtype=args.dtype, seed=args.seed, progress=not args.quiet,
     )  # fmt: skip
     found, notes = summarise(tables, args.seed), evaluation.empty(tables)
     write_atomically(folder / "summary.csv", found.to_csv(index=False, float_format="%.6g"))

@@ -22,13 +22,14 @@ from faithlab.intervals import mean_interval
 from faithlab.measures import GROUPS, Columns, Work, needs_of
 from faithlab.models import Reasoner
 
-SHARES = ("right", "follows", "reasoned", "agrees", "numbers", "symbols", "stop_words", "fillers", "early", "filler",
-          "paraphrase", "sufficiency", "mask", "relayed", "admits_weak", "admits_strong")  # fmt: skip
+SHARES = ("right", "answered", "follows", "reasoned", "agrees", "numbers", "symbols", "stop_words", "fillers", "early",
+          "filler", "paraphrase", "sufficiency", "mask", "relayed", "admits_weak", "admits_strong")  # fmt: skip
+ROOM = 64  # tokens that a prompt must leave of the window: for a hint in it, and for an answer
 SUPPORT = dict.fromkeys(SHARES, (0, 1)) | dict.fromkeys(("mistake", "hint_weak", "hint_strong", "resampled"), (-1, 1))
 SUPPORT["length"] = (0, np.inf)
-QUANTITIES = ("right", "follows", "reasoned", "agrees", "nats", "sufficiency", "mask", "relayed", "early", "mistake",
-              "filler", "paraphrase", "hint_weak", "admits_weak", "hint_strong", "admits_strong", "resampled", "length",
-              "numbers", "symbols", "stop_words", "fillers")  # fmt: skip
+QUANTITIES = ("right", "answered", "follows", "reasoned", "agrees", "nats", "sufficiency", "mask", "relayed", "early",
+              "mistake", "filler", "paraphrase", "hint_weak", "admits_weak", "hint_strong", "admits_strong",
+              "resampled", "length", "numbers", "symbols", "stop_words", "fillers")  # fmt: skip
 
 
 def measure(
@@ -43,7 +44,8 @@ def measure(
     progress: bool = False,
 ) -> pd.DataFrame:
     """One row a problem: `problem` (its number) and the columns of the groups; see the module's head. What a group has
-    nothing to measure on, such as `reading` where the task is not stories, is NaN.
+    nothing to measure on, such as `reading` where the task is not stories, is NaN. So is the whole row of a problem
+    whose prompt leaves less than `ROOM` tokens of the model's window.
 
     Raises `FaithlabError` for an unknown task or group, no rows, settings out of range, and several samples at
     temperature 0.
@@ -53,13 +55,20 @@ def measure(
     tasks.scorer(task)
     if not len(rows):
         raise FaithlabError("no problems were given; `tasks.load` gives some")
-    work = Work(reasoner, task, [dict(r) for r in rows], samples, temperature, seed, progress)
-    columns: Columns = dict(problem=np.arange(len(rows)))
+    places = [i for i, row in enumerate(rows) if reasoner.fits(row, ROOM)]
+    if not places:
+        names = [name for group in groups for name in GROUPS[group].columns]
+        return pd.DataFrame(dict(problem=np.arange(len(rows))) | dict.fromkeys(names, np.nan))
+    work = Work(reasoner, task, [dict(rows[i]) for i in places], samples, temperature, seed, progress)
+    columns: Columns = dict(problem=np.array(places))
     for name in groups:
-        columns |= dict.fromkeys(GROUPS[name].columns, np.full(len(rows), np.nan))
+        columns |= dict.fromkeys(GROUPS[name].columns, np.full(len(places), np.nan))
         if not GROUPS[name].lacks(task, work.rows):
             columns |= GROUPS[name].measure(work)
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    if len(places) < len(rows):
+        table = table.set_index("problem").reindex(range(len(rows))).rename_axis("problem").reset_index()
+    return table
 
 
 def check_sampling(samples: int, temperature: float) -> None:
@@ -88,7 +97,10 @@ def pass_at_k(rights: Sequence[int], samples: Sequence[int], k: int) -> np.ndarr
 
 def with_pass(table: pd.DataFrame) -> pd.DataFrame:
     """The table with columns `pass@2, pass@4 ...`, up to the number of samples; pass@1 is `right`."""
-    out, most = table.copy(), int(table["samples"].max()) if "samples" in table else 1
+    out, most = (
+        table.copy(),
+        int(table["samples"].max()) if "samples" in table and table["samples"].notna().any() else 1,
+    )
     for k in (2**i for i in range(1, most.bit_length()) if 2**i <= most):
         out[f"pass@{k}"] = pass_at_k(table["rights"], table["samples"], k)
     return out
@@ -108,8 +120,11 @@ def quantities_of(table: pd.DataFrame) -> list[str]:
 
 def empty(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """A line for each column that is NaN throughout for some reasoner, of tables of `measure` by the reasoner's name:
-    which column, for whom, and what it needs."""
+    which column, for whom, and what it needs; and one for each reasoner with problems that do not fit its window."""
     lines = []
+    for reasoner, table in tables.items():
+        if unread := int(table.drop(columns="problem").isna().all(axis=1).sum()):
+            lines.append(f"{unread} of {len(table)} problems do not fit the window of {reasoner}: their rows are empty")
     for name in QUANTITIES:
         without = [reasoner for reasoner, table in tables.items() if name in table and table[name].isna().all()]
         if without:

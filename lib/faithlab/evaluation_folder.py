@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pandas as pd
 from filelock import FileLock
 
 from faithlab.errors import FaithlabError
-from faithlab.paths import fingerprint, user_path
+from faithlab.measures import GROUPS
 from faithlab.results import write_atomically
 
 RECORD = "evaluation.json"
@@ -29,25 +29,25 @@ RECORD = "evaluation.json"
 
 class EvaluationFolder:
     """The tables of one evaluation. `settings` are those of the command, with the number `n` of problems; `rows` are
-    the problems; `reasoners` maps labels to names, folders or hub ids.
+    the problems; `reasoners` says of each label the `source` (a name, folder or hub id) and the `weights`, which tell
+    one state of it from another, or None.
 
     Raises `FaithlabError` if the folder cannot be made, is damaged, or is for something else.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping], reasoners: Mapping[str, str]):
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping], reasoners: Mapping[str, Mapping]
+    ):
         self.path, self.record_path = path, path / RECORD
         self.settings = json.loads(json.dumps(settings, default=str))  # as JSON gives them back
-        self.digest = digest_of(rows)
-        self.sources = {name: dict(source=str(s), weights=_weights(s)) for name, s in reasoners.items()}
+        self.rows, self.digest = rows, digest_of(rows)
+        self.columns = [column for group in settings["groups"] for column in GROUPS[group].columns]
+        self.sources = {name: dict(said) for name, said in reasoners.items()}
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FaithlabError(f"cannot make {path}: {error.strerror}; choose another --output") from error
-        record = self._record()
-        if record:
-            self._refuse_another(record["settings"], record["problems"], rows)
-        for name in reasoners:
-            self._refuse_other_weights(name, record.get("reasoners", {}))
+        self._checked(reasoners)
 
     def table_path(self, name: str) -> Path:
         """Where a reasoner's problems are."""
@@ -63,23 +63,48 @@ class EvaluationFolder:
             return pd.DataFrame()
         try:
             table = pd.read_csv(path)
-            table["problem"].astype(int)
+            if table["problem"].tolist() != list(range(min(len(table), len(self.rows)))):
+                raise ValueError("problems are missing, double, or more than there are")
         except OSError as error:
             raise FaithlabError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise FaithlabError(
                 f"{path} is damaged: delete it to measure {name} again, or give another --output"
             ) from error
+        if lacking := set(self.columns) - set(table.columns):
+            raise FaithlabError(
+                f"{path} was made by another version, without {', '.join(sorted(lacking))}; give another --output"
+            )
         return table
+
+    def measured_in(self, name: str, dtype: str) -> None:
+        """Note the dtype in which a reasoner is measured. Raises `FaithlabError` if its problems so far were measured
+        in another: rows of the two would not be of one reasoner."""
+        before = self._record().get("reasoners", {}).get(name, {}).get("dtype", dtype)
+        if before != dtype:
+            raise FaithlabError(
+                f"{self.path} holds {name} in {before}, and this would go on in {dtype}; give --dtype {before}, or "
+                "another --output"
+            )
+        self.sources[name]["dtype"] = dtype
 
     def save(self, name: str, table: pd.DataFrame) -> None:
         """Write a reasoner's problems so far, and what the folder is for."""
         with FileLock(f"{self.record_path}.lock"):
-            record = self._record()  # again: another command may have added a reasoner since
+            record = self._checked([name])  # again: another command may have come here since
             reasoners = record.get("reasoners", {}) | {name: self.sources[name]}
             record = dict(settings=self.settings, problems=self.digest, reasoners=reasoners)
             write_atomically(self.record_path, json.dumps(record, indent=1) + "\n")
         write_atomically(self.table_path(name), table.to_csv(index=False, float_format="%.6g"))
+
+    def _checked(self, names: Iterable[str]) -> dict[str, Any]:
+        """The record as it is now; these reasoners may be saved in this folder. Raises `FaithlabError` if not so."""
+        record = self._record()
+        if record:
+            self._refuse_another(record["settings"], record["problems"], self.rows)
+        for name in names:
+            self._refuse_other_weights(name, record.get("reasoners", {}))
+        return record
 
     def _record(self) -> dict[str, Any]:
         if not self.record_path.is_file():
@@ -120,8 +145,8 @@ class EvaluationFolder:
                     "give another --output"
                 )
             return
-        # the same weights in another place are the same reasoner; a name or hub id has no fingerprint
-        key = "weights" if self.sources[name]["weights"] else "source"
+        # the same weights in another place are the same reasoner; some have no fingerprint
+        key = "weights" if self.sources[name]["weights"] and known[name].get("weights") else "source"
         if known[name][key] != self.sources[name][key]:
             raise FaithlabError(
                 f"{self.path} holds another {name}, from {known[name]['source']} or of other weights; give another "
@@ -142,9 +167,3 @@ def note(folder: Path, added: Mapping[str, Any]) -> None:
 def digest_of(rows: Sequence[Mapping]) -> str:
     """Twelve hexadecimal digits that change with any problem or their order."""
     return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _weights(source: str) -> str | None:
-    """What tells one state of a checkpoint's folder from another, such as `best/` of a run that goes on."""
-    folder = user_path(str(source))
-    return fingerprint(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None

@@ -29,7 +29,7 @@ import torch
 
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, first_words
-from faithlab.explanation import Explanation, explain, question_words
+from faithlab.explanation import Explanation, beyond, explain, question_words
 from faithlab.models import load_reasoner
 from faithlab.page import page
 from faithlab.results import write_atomically
@@ -37,6 +37,7 @@ from faithlab.run_folder import new_folder
 from faithlab.shown_scores import KINDS
 from faithlab.tasks.fewshot import examples, for_task
 from faithlab.traces import Trace
+from faithlab.verdict import how_often_wrong
 from faithlab.yaml_files import read_options
 
 OUTPUT = Path("runs") / "explain"
@@ -80,16 +81,19 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
         if values:
             # As on the page, an effect below a nat does not look large.
             limit = max(1.0, *map(abs, values.values())) if KINDS[kind].unit == "nats" else None
+            darkest = limit or max(map(abs, values.values()))
+            title += f"; darkest: {darkest:.2g} {KINDS[kind].unit}".rstrip()
             token_strip(trace, values, ax=ax, title=title, limit=limit, span=span)
         else:
             ax.set_title(title, loc="left", fontsize=10)
             ax.axis("off")
-    axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0])
+    axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0], clip_on=False)
     axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
     axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].spines[["top", "right"]].set_visible(False)
-    fig.suptitle(textwrap.fill(e.says, 110), x=0.01, ha="left", fontsize=11, weight="bold")
+    said = f"{e.says} {beyond(e)}" if e.rollouts["n"] else e.says
+    fig.suptitle(textwrap.fill(f"Answer {e.judged}. {said}", 110), x=0.01, ha="left", fontsize=11, weight="bold")
     return fig
 
 
@@ -159,11 +163,13 @@ def command(args: argparse.Namespace) -> int:
         matplotlib.use("Agg")  # needs no display; not in `save`, which a notebook may call
         files = save(found, folder, "faithlab " + shlex.join(["explain", *_given(args)]))
     for e in found:
-        print(f"{e.question}\n  -> {e.answer}\n  {e.says}")
+        print(f"{e.question}\n  -> {e.judged}\n  {e.says}\n  {beyond(e)}")
         if words := question_words(e):
             print(f"  {words}")
         for note in e.notes:
             print(f"  note: {note}")
+    if trust := how_often_wrong():
+        print(f"\n{trust}")
     print("\nwritten: " + ", ".join(str(path) for path in files))
     return 0
 

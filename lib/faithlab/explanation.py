@@ -29,6 +29,7 @@ from faithlab.traces import Trace
 from faithlab.units import PARTS, Part, question_positions, units_of
 
 EDGES = 40  # of the backbone
+SHOWN = 0.05  # nats: smaller effects are not called strong
 WORD = 24  # characters; longer runs, as of a script without spaces, are named by their strongest token
 HIDDEN = {"effect": "Hidden from all that follows", "direct": "Hidden from the answer"}
 
@@ -77,9 +78,17 @@ class Explanation:
         """Whether the answer was given, and is one that the reasoner would hardly ever write behind the reasoning."""
         return self.pasted and verdict.hardly_written(self.logp)
 
+    @property
+    def judged(self) -> str:
+        """The answer, and whether it is right where that is known: "7 (wrong: 8 is right)"."""
+        return self.answer + (
+            "" if self.right is None else " (right)" if self.right else f" (wrong: {self.gold} is right)"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON; what is undefined is null."""
         content = asdict(self) | {"effect": self.effect}
+        content |= {"beyond": beyond(self), "how_often_wrong": verdict.how_often_wrong()}
         content["kinds"] = {k: KINDS[k]._asdict() for k in self.scores}
         return content
 
@@ -212,10 +221,28 @@ def _rollouts(reasoner, trace: Trace, samples: int, seed: int, limit: int | None
 
 
 def strongest(explanation: Explanation, kind: str, k: int = 5, *, of: Part = "reasoning") -> list[tuple[int, float]]:
-    """The `k` tokens of a part with the highest score above 0, fewer if there are not so many: (position, value)."""
+    """The `k` tokens of a part with the highest score above 0, fewer if there are not so many: (position, value).
+
+    Of effects in nats it is those of the largest size, at least `SHOWN`, for the answer or (below 0) against it.
+    """
     part = explanation if of == "reasoning" else explanation.in_question
     values = np.array([np.nan if v is None else v for v in part.scores[kind]])
-    return [(part.first + i, float(values[i])) for i in highest_first(values)[:k].tolist() if values[i] > 0]
+    sizes, least = (np.abs(values), SHOWN) if KINDS[kind].unit == "nats" else (values, np.nextafter(0, 1))
+    return [(part.first + i, float(values[i])) for i in highest_first(sizes)[:k].tolist() if sizes[i] >= least]
+
+
+def beyond(explanation: Explanation) -> str:
+    """A sentence on how far the verdict holds beyond this one reasoning: what fresh rollouts of the question say."""
+    r = explanation.rollouts
+    if not r["n"]:
+        return "No fresh rollouts were made, so this is about this one reasoning only."
+    if not r["answered"]:
+        return f"None of {r['n']} fresh rollouts of the question came to an answer."
+    interval = "" if r["low"] is None else f" (95 % interval {r['low']:z.1f} to {r['high']:z.1f})"
+    spread = f"single ones from {min(r['effects']):z.1f} to {max(r['effects']):z.1f}"
+    mean = f"the reasoning is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
+    rollouts = f"{r['answered']} fresh rollouts of the question (temperature 1)"
+    return f"Over {rollouts} {mean}; {r['agree']} of them answer the same."
 
 
 def question_words(explanation: Explanation, k: int = 3) -> str:

@@ -40,7 +40,8 @@ DESCRIPTION = """Papers for people, and what comes of them.
   agree    reads marked sheets (or .jsonl files of marks), keeps their marks beside them, and prints which scores agree,
            and of several readers how well they agree with one another
   planted  the marks of a reader who knows the stories' truth: OUTPUT/planted.jsonl
-  form     reasonings to rate from 1 to 5 without knowing who wrote them: OUTPUT/form.csv, and OUTPUT/key.json to keep
+  form     reasonings to rate from 1 to 5 without knowing who wrote them: OUTPUT/readers/form.csv to hand out, and
+           OUTPUT/key.json to keep
   trust    reads filled-in forms with their key and compares the reasoners
 
 examples:
@@ -48,7 +49,7 @@ examples:
   faithlab feedback agree marks/sheet.txt --annotator ada
   faithlab feedback agree marks/ada.txt marks/ben.txt
   faithlab feedback form abacus runs/train/shortcut_100_sufficiency-1/last --n 20 --output trust
-  faithlab feedback trust trust/form.csv --key trust/key.json"""
+  faithlab feedback trust trust/readers/form.csv --key trust/key.json"""
 SCORES = ("saliency_answer", "cut_answer", "flow", "fai", "waad", "received", "random")
 
 
@@ -247,7 +248,7 @@ def _agree(args: argparse.Namespace) -> None:
 
 
 def _form(args: argparse.Namespace) -> None:
-    _refuse_existing(Path(args.output) / "form.csv", Path(args.output) / "key.json")
+    _refuse_existing(Path(args.output) / trust.FORM, Path(args.output) / "key.json")
     make_folder(args.output)
     traces = {name: _written(name, args) for name in args.names}
     print("written: " + ", ".join(map(str, trust.write_form(traces, args.output, seed=args.seed))))

@@ -115,13 +115,17 @@ def _group(*columns: str, lacks: Callable[[str, Sequence[Mapping]], str | None] 
     return enter
 
 
-@_group("right", "rights", "samples")
+@_group("right", "answered", "rights", "samples")
 def accuracy(work: Work) -> Columns:
-    """right: share of the samples that are right, 0 to 1; pass@k follows from the counts rights and samples"""
+    """right: share of the samples that are right, 0 to 1; answered: share that give an answer (others lost the thread,
+    or were cut off at the limit of new tokens); pass@k follows from the counts rights and samples"""
     score = tasks.scorer(work.task)
     right = np.array([score(t.answer_text, t.problem).value for t in work.sampled])
     rights = (right.reshape(-1, work.samples) > 0).sum(1)
-    return dict(right=work.by_problem(right), rights=rights, samples=np.full(len(rights), work.samples))
+    answered = work.by_problem([float(t.answered) for t in work.sampled])
+    return dict(
+        right=work.by_problem(right), answered=answered, rights=rights, samples=np.full(len(rights), work.samples)
+    )
 
 
 @_group("length", "numbers", "symbols", "stop_words", "fillers")

@@ -24,10 +24,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from faithlab.errors import FaithlabError, first_words, unknown
 from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, PlainFormat, is_hub_id, unknown_reasoner
-from faithlab.paths import cache_folder, data_folder, user_path
+from faithlab.paths import cache_folder, data_folder, fingerprint, user_path
 from faithlab.reasoner import Reasoner
 
-__all__ = ["Reasoner", "as_reasoner", "check_reasoner", "load_reasoner"]
+__all__ = ["Reasoner", "as_reasoner", "check_reasoner", "identity", "load_reasoner"]
 
 
 @contextmanager
@@ -81,6 +81,16 @@ def check_reasoner(name: str) -> None:
         _refuse_incomplete(source, remedy)
     with _quiet(), _or_remedy(name, source, remedy):
         AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def identity(name: str) -> str | None:
+    """What tells one state of a reasoner's weights from another, such as `best/` of a run that goes on: a fingerprint
+    of the weights in its folder, or the commit of a hub id; None where neither can be told."""
+    source, remedy = _source(str(name))
+    if isinstance(source, Path):
+        return fingerprint(source)
+    with _quiet(), _or_remedy(str(name), source, remedy):
+        return getattr(AutoConfig.from_pretrained(source, trust_remote_code=False), "_commit_hash", None)
 
 
 def _source(name: str) -> tuple[Path | str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-from faithlab.explanation import Explanation, question_words, strongest
+from faithlab.explanation import SHOWN, Explanation, beyond, question_words, strongest
 from faithlab.shown_scores import KINDS, Kind
 from faithlab.units import PARTS, Part
 from faithlab.verdict import DECORATION, NEEDED, how_often_wrong
@@ -99,16 +99,15 @@ def _definition(kind: Kind) -> str:
 
 def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
     whose = "a given reasoning, read by" if e.pasted else "written by"
-    judged = "" if e.right is None else " (right)" if e.right else f" (wrong: {e.gold} is right)"
     return _fill(
         "article.html",
         number=number,
-        heading=_text(f"Answer {e.answer}{judged}, {whose} {e.reasoner}"),
+        heading=_text(f"Answer {e.judged}, {whose} {e.reasoner}"),
         question=_text(e.question),
         verdict=e.verdict,
         word=(HARDLY_HEADINGS if e.hardly else HEADINGS)[e.verdict],
         says=_text(e.says),
-        beyond=_text(_beyond(e)),
+        beyond=_text(beyond(e)),
         words=_text(question_words(e)),
         tokens=_tokens(e, number),
         notes="".join(f"<p>{_text(note)}</p>" for note in e.notes),
@@ -144,20 +143,6 @@ def _tokens(e: Explanation, number: int) -> str:
     return "".join(out) + ("</span>" if inside else "")
 
 
-def _beyond(e: Explanation) -> str:
-    """What fresh rollouts of the same question say."""
-    r = e.rollouts
-    if not r["n"]:
-        return "No fresh rollouts were made, so this is about this one reasoning only."
-    if not r["answered"]:
-        return f"None of {r['n']} fresh rollouts of the question came to an answer."
-    interval = "" if r["low"] is None else f" (95 % interval {r['low']:z.1f} to {r['high']:z.1f})"
-    spread = f"single ones from {min(r['effects']):z.1f} to {max(r['effects']):z.1f}"
-    mean = f"the reasoning is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
-    rollouts = f"{r['answered']} fresh rollouts of the question (temperature 1)"
-    return f"Over {rollouts} {mean}; {r['agree']} of them answer the same."
-
-
 def _where(e: Explanation, position: int) -> str:
     """The part that a token belongs to, and its place: in question and reasoning counted within it, as everywhere on
     the page, else named as the prompt's."""
@@ -172,16 +157,20 @@ def _place(e: Explanation, position: int, of: Part) -> int:
 
 
 def _top(e: Explanation, kind: str, of: Part) -> str:
-    """The tokens of a part with the highest score, as a table; nothing where the part does not have the score."""
+    """The strongest tokens of a part, as a table; nothing where the part does not have the score."""
     if of == "question" and kind not in e.in_question.scores:
         return ""
     rows = []
     for position, value in strongest(e, kind, 8, of=of):
         word, place = _text(e.tokens[position][0].strip() or "space"), _place(e, position, of)
         rows.append(f'<tr><td>{word}</td><td class="number">{place}</td><td class="number">{value:.3g}</td></tr>')
+    signed = KINDS[kind].unit == "nats"
+    if not rows:
+        none = f"none of {SHOWN:g} nats or more" if signed else "none above 0"
+        rows = [f'<tr><td colspan="3">{none}</td></tr>']
     value = _text(f"{KINDS[kind].label} {KINDS[kind].unit}")
     head = f"<tr><th>token</th><th>place in the {of}</th><th>{value}</th></tr>"
-    label = _text(f"tokens of the {of} with the highest {KINDS[kind].label}")
+    label = _text(f"tokens of the {of} with the {'largest' if signed else 'highest'} {KINDS[kind].label}")
     return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
 
 
@@ -199,7 +188,8 @@ def _curve(e: Explanation) -> str:
     """log p(answer) against how many sentences the answer may look at, as an SVG with words for screen readers."""
     low, steps = min([*e.curve, -1.0]), max(1, len(e.curve) - 1)
     places = [(52 + 396 * k / steps, 8 + 134 * value / low, k, value) for k, value in enumerate(e.curve)]
-    none, all_ = f"{e.curve[0]:.1f} nats with none of the {steps} sentences in sight", f"{e.curve[-1]:.1f} with all"
+    sentences = "sentence" if steps == 1 else "sentences"
+    none, all_ = f"{e.curve[0]:z.1f} nats with none of {steps} {sentences} in sight", f"{e.curve[-1]:z.1f} with all"
     dot = '<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="rgb(1,115,178)"><title>{} sentences: p = {:.3g}</title></circle>'
     return _fill(
         "curve.svg",

@@ -50,6 +50,10 @@ SHOWN = [
 WORDS = {
     "jaccard behind a forced token, high less low FAI, paired": "overlap after a forced token, where FAI is highest "
     "less where it is lowest in the same trace",
+    **{
+        f"{what}, hints right in 100 %, both": f"{what}, hints right in 100 %, sufficiency + flow credit"
+        for what in ("right, no hint", "follows the wrong hint")
+    },
 }
 
 

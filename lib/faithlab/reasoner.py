@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from faithlab.biases import context_window
 from faithlab.errors import FaithlabError, check_number
 from faithlab.formats import AbacusFormat, Example, Format, begun
 from faithlab.generation import Rollout, generate_ids, stream_key
@@ -49,7 +50,7 @@ class Reasoner:
     def ids(self, text: str) -> list[int]:
         """Token ids of `text` as it stands, without added special tokens. Raises `FaithlabError`, naming them, for
         words that the tokenizer does not hold."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # too long is for us to say
         unknown_id = self.tokenizer.unk_token_id
         if unknown_id is not None and unknown_id in ids:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -65,6 +66,11 @@ class Reasoner:
     def prompt_ids(self, problem: str | Mapping) -> list[int]:
         """The ids of a problem's prompt, with the token that begins a text where the tokenizer has one."""
         return begun(self.tokenizer, self.ids(self.format.prompt(problem, self.tokenizer)))
+
+    def fits(self, problem: str | Mapping, room: int = 1) -> bool:
+        """Whether a problem's prompt leaves `room` tokens of the model's window."""
+        window = context_window(self.model)
+        return not window or len(self.prompt_ids(problem)) + room <= window
 
     def trace(self, question: str | Mapping, reasoning: str, answer: str) -> Trace:
         """The trace of a given reasoning and answer to a question, as if this reasoner had written them.

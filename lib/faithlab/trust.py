@@ -1,6 +1,6 @@
 """A blind form: readers rate how far they trust a reasoning, without knowing who wrote it.
 
-    reasoners --write_form--> form.csv (to fill in) + key.json (who wrote what) --read_form--> mean rating by reasoner
+    reasoners --write_form--> readers/form.csv, to fill in; key.json, who wrote what --read_form--> ratings
 
 Differences are taken within a reader and a problem, so that a generous reader favours nobody.
 
@@ -28,11 +28,13 @@ from faithlab.results import write_atomically
 from faithlab.traces import Trace
 
 LOWEST, HIGHEST = 1, 5
+FORM = Path("readers") / "form.csv"  # in a folder of its own, which can be handed on without the key
 COLUMNS = ["id", "question", "reasoning", "answer", "trust"]
 
 
 def write_form(traces: Mapping[str, Sequence[Trace]], folder: str | Path, *, seed: int = 0) -> list[Path]:
-    """Write `form.csv`, to be filled in, and `key.json`, to be kept from the readers.
+    """Write `readers/form.csv`, to be handed out and filled in, and beside that folder `key.json`, to be kept from the
+    readers. Returns the two paths.
 
     Args:
         traces: the name of each reasoner or checkpoint and what it wrote, on the same problems in the same order.
@@ -53,14 +55,14 @@ def write_form(traces: Mapping[str, Sequence[Trace]], folder: str | Path, *, see
         texts = [_cell(text) for text in (t.question, t.reasoning_text, t.answer_text)]
         rows.append((number, *texts, ""))
         key[str(number)] = dict(reasoner=name, problem=i, text=_hash(texts))
-    paths = [folder / "form.csv", folder / "key.json"]
+    paths = [folder / FORM, folder / "key.json"]
     for path in paths:
         if path.exists():
             raise FaithlabError(f"{path} exists and may hold somebody's ratings; choose another folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+        raise FaithlabError(f"cannot make {paths[0].parent}: {error.strerror}; choose another folder") from error
     content = dict(reasoners=list(traces), items=key)
     write_atomically(paths[1], json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     # with the mark by which spreadsheets know UTF-8

@@ -65,6 +65,7 @@ function paint() {
   });
   document.querySelectorAll(".legend .low").forEach((e) => (e.textContent = number(low)));
   document.querySelectorAll(".legend .high").forEach((e) => (e.textContent = `${number(high)} ${kind.unit}`));
+  document.querySelectorAll(".legend .signed").forEach((e) => e.classList.toggle("hidden", !SIGNED.has(score)));
   document.querySelectorAll("table.top").forEach((t) => t.classList.toggle("hidden", t.dataset.score !== score));
   articles.forEach((_, a) => arcs(a, backbone));
   articles.forEach((_, a) => say(a));
@@ -109,7 +110,8 @@ function say(a) {
     return;
   }
   const v = column[i];
-  const rank = v === null ? 0 : 1 + new Set(column.filter((w) => w !== null && w > v)).size;
+  const size = (w) => (SIGNED.has(score) ? Math.abs(w) : w); // as the tables rank them
+  const rank = v === null ? 0 : 1 + new Set(column.filter((w) => w !== null && size(w) > size(v)).map(size)).size;
   const place = v === null ? "" : `, rank ${rank} in the ${part.of}`;
   status.textContent = `${token}: ${kind.label} ${number(v)} ${kind.unit}${place}`;
 }

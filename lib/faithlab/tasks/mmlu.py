@@ -93,7 +93,7 @@ def _choices(row: Row) -> list[str]:
         if isinstance(choices, str):  # a CSV cell
             try:
                 choices = json.loads(choices)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, or nested without end
                 choices = None
     if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise FaithlabError(f"{row.where}: field 'choices' should be a list of options (JSON in CSV files).")
