@@ -59,7 +59,7 @@ def can_do_without(tokens):
 NAN = math.nan
 SCRIPTED = dict(
     # each text is "Ada = 3. Ben = 4.": 8 pieces, 2 of them numbers, 4 of them symbols
-    length=8, numbers=2 / 8, symbols=4 / 8, stop_words=0, fillers=0, samples=1,
+    answered=1, length=8, numbers=2 / 8, symbols=4 / 8, stop_words=0, fillers=0, samples=1,
     admits_weak=0, admits_strong=0,
 )  # fmt: skip
 SURE = 0.9  # what the oracle gives the token that its rule names; the others share the rest

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -238,7 +239,10 @@ def test_lora_trains_a_few_weights_goes_on_and_leaves_a_model_that_loads_by_itse
 def test_memory_and_time_are_estimated_first(tmp_path, monkeypatch, capsys):
     arm = dataclasses.replace(SMALL, steps=1, saliency=None, balance={}, credit={}, test_problems=1)
     training.train(arm, 0, tmp_path / "a")
-    assert "estimate for small: weights, gradients and optimiser 0.0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "estimate for small: weights, gradients and optimiser 0.0" in said and re.search(
+        r"; 1 steps: \S+ s or more", said
+    )
     monkeypatch.setattr(training, "available_bytes", lambda device: 2**20)
     with pytest.raises(FaithlabError, match=r"does not fit.*Set accumulation higher"):
         training.train(arm, 0, tmp_path / "b", quiet=True)

@@ -164,11 +164,16 @@ class StepEstimate:
     writing: float
     learning: float
 
+    @property
+    def seconds(self) -> float:
+        """Of a step, at least."""
+        return self.writing + self.learning
+
     def __str__(self) -> str:
         return (
             f"weights, gradients and optimiser {self.weights / 2**30:.2f} GB, "
             f"activations {self.activations / 2**30:.2f} GB; "
-            f"a step takes at least {self.writing + self.learning:.1f} s ({self.writing:.1f} s of it for writing)"
+            f"a step takes at least {self.seconds:.1f} s ({self.writing:.1f} s of it for writing)"
         )
 
 

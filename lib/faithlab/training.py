@@ -35,6 +35,7 @@ from faithlab.errors import FaithlabError, check_number, first_words, unknown
 from faithlab.formats import adds_begin
 from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
+from faithlab.notebook_costs import duration
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids
 
@@ -182,7 +183,8 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool, report_to: str) -> pd
     main = trainer.is_world_process_zero()
     needed = estimate(arm, trainer)
     if main and not quiet:
-        print(f"estimate for {arm.name}: {needed}", flush=True)
+        whole = f"{arm.steps} steps: {duration(arm.steps * needed.seconds)} or more"
+        print(f"estimate for {arm.name}: {needed}; {whole}", flush=True)
     if main:  # only now, so that a mistake in the arm costs nothing
         write_atomically(folder / "arm.json", _record(arm, seed))
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
@@ -220,20 +222,18 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
 
     Raises `FaithlabError`, with what could be changed, if that cannot fit into the device's memory.
     """
-    model, args = trainer.reasoner.model, trainer.args
-    prompts = [
-        len(prompt_ids(trainer.reasoner.tokenizer, p, args.chat_template_kwargs))
-        for p in trainer.train_dataset[:16]["prompt"]
-    ]
-    lengths = costs.Lengths(max(prompts), arm.max_completion_length, 1)
+    model, tokenizer, args = trainer.reasoner.model, trainer.reasoner.tokenizer, trainer.args
+    ids = [prompt_ids(tokenizer, p, args.chat_template_kwargs) for p in trainer.train_dataset[:16]["prompt"]]
+    lengths = costs.Lengths(max(map(len, ids)), arm.max_completion_length, 1)
+    shared = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # among processes: no call of the model yet
     found = costs.grpo_step(
         costs.Shape.of(model.config), lengths, -(-arm.prompts * arm.rollouts // args.world_size),
         at_once=args.per_device_train_batch_size,
         rate=costs.measured_rate(model.device, torch.bfloat16 if args.bf16 else torch.float32), lora=arm.lora, size=4,
-        autocast=args.bf16,
+        autocast=args.bf16, start=0.0 if shared else costs.measured_start(model),
     )  # fmt: skip
     weights, loaded = found.weights, sum(p.nbytes for p in model.parameters())
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # a share, and all weights while rollouts are scored
+    if shared:  # a share, and all weights while rollouts are scored
         weights = weights / args.world_size + loaded
     free = available_bytes(model.device) + loaded
     if weights + found.activations > free:
