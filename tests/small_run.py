@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from faithlab import training
+from faithlab import training, training_folder
 
 ARM = """
 problems: {hops: [1, 2], hint: {none: 0.5, weak: 0.5}}
@@ -36,7 +36,7 @@ def kill_at_checkpoint(command: list[str], folder: Path, here: dict[str, str]) -
     """Start a run, and end it and the processes it started by kill -9 once it has a checkpoint."""
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     process = subprocess.Popen(command, env=here, start_new_session=True, **quiet)
-    while training.last_checkpoint(folder) is None:
+    while training_folder.last_checkpoint(folder) is None:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

@@ -69,6 +69,16 @@ def test_what_is_left_out_has_a_default(tmp_path):
         ("saliency: {optimiser: adamm}", "did you mean 'adam'"), ("credit: {saliency: {floor: x}}", "floor < 0"),
         ("problems: {1: 2}", "1 is no key"), ("task: [stories]", "unknown task"),
         ("saliency: {}\nbalance: {wait: 1}", "unknown key in balance"), ("accumulation: 7", "do not split into 7"),
+        ("saliency: {method: cut}", "finds no mask to reduce"), ("saliency: {reduction: avg}", "unknown reduction"),
+        ("saliency: {k: 0}", "k=0"), ("saliency: {method: network, network_rate: -1}", "network_rate=-1"),
+        ("saliency: {}\nbalance: {mode: autom}", "did you mean 'auto'"), ("credit: {quantile: 2}", "quantile=2"),
+        ("saliency: {}\nbalance: {share: -1}", "share=-1"), ("credit: {sign: plus}", "unknown sign"),
+        ("credit: {name: flow, compare: [randon]}", "did you mean 'random'"), ("credit: {layers: midle}", "'middle'"),
+        ("credit: {fraction: 0}", "fraction=0"), ("credit: {horizon: 2}", "horizon=2"),
+        ("problems: {hpos: 3}", "did you mean 'hops'"), ("steps: 5\niterations: 2", "steps=5 is no multiple"),
+        ("problems: {hops: [4, 2]}", "hops"), ("task: countdown\nproblems: {numbrs: 3}", "numbrs"),
+        ("task: mmlu\nproblems: {pth: x}", "did you mean 'path'"),
+        ("steps: 3\nsteps: 4", "the key 'steps' comes twice"), ("credit: {sign: both, sign: both}", "comes twice"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path, text, message):

@@ -98,3 +98,12 @@ def test_a_run_in_bfloat16_learns_and_leaves_a_model_that_loads(tmp_path, more):
     log = pd.read_csv(tmp_path / "run" / "log.csv")
     assert log["step"].tolist() == [1, 2] and log["grad_norm"].notna().all()
     load_reasoner(str(tmp_path / "run" / "last"))
+
+
+def test_a_mask_network_follows_the_policy_to_its_device():
+    """The reward is made while the model is on the CPU, as by whoever lets the trainer move it."""
+    cpu = tiny_reasoner()
+    reward = SaliencyReward(cpu, method="network")
+    cpu.model.to("cuda").train()
+    for _ in range(2):
+        assert all(r is None or 0 <= r <= 1 for r in reward.of_traces(tiny_traces(cpu)))

@@ -18,7 +18,8 @@ from faithlab.arms import CREDIT_KEYS, LOSSES
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError
 from faithlab.feedback import MarksReward
-from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer
+from faithlab.formats import AbacusFormat
+from faithlab.grpo import FaithfulGRPOConfig, FaithfulGRPOTrainer, quick_rollouts
 from faithlab.marks import Marked
 from faithlab.models import load_reasoner
 
@@ -130,6 +131,27 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.seen[str(function)] += 1
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reward", [
+    lambda r: rewards.SaliencyReward(r, steps=1), lambda r: Balanced(rewards.SaliencyReward(r, steps=1)),
+    lambda r: MarksReward(r, [Marked("q", "r", "1", ((0, 1),))]),
+], ids=["saliency", "balanced", "marks"])  # fmt: skip
+def test_a_reward_that_reads_another_model_is_refused(tmp_path, reward):
+    reasoner = tiny_reasoner()
+    trainer(tmp_path, reasoner=reasoner, reward=[length_of, reward(reasoner)])
+    with pytest.raises(FaithlabError, match="reads another model than the one that is trained"):
+        trainer(tmp_path, reasoner=reasoner, reward=[length_of, reward(tiny_reasoner())])
+
+
+def test_rollouts_end_where_the_format_says(tmp_path):
+    """A stop string ends them in training as it does in evaluation."""
+    abacus = load_reasoner("abacus").with_format(AbacusFormat(stop=(".",)))
+    run = trainer(tmp_path, reasoner=abacus)
+    run._format = abacus
+    found = quick_rollouts(["Question: Ada has 3 pears. How many pears does Ada have?\nReasoning:"] * 4, run)
+    texts = [abacus.tokenizer.decode(ids) for ids in found["completion_ids"]]
+    assert all(text.count(".") == 1 and text.rstrip().endswith(".") for text in texts), texts
 
 
 def test_uniform_computes_nothing(tmp_path):

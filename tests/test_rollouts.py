@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 from datasets import Dataset
-from tiny import byte_tokenizer, tiny_reasoner, tiny_traces
+from tiny import byte_reasoner, byte_tokenizer, tiny_reasoner, tiny_traces
 from tokenizers.processors import TemplateProcessing
 
-from faithlab import tasks
+from faithlab import rollouts, tasks
 from faithlab.attention import capture
 from faithlab.batches import pad_rows
 from faithlab.errors import FaithlabError
@@ -41,6 +41,20 @@ def test_generated_traces_come_back_as_they_were():
             assert a.problem == b.problem and a.pieces == b.pieces
 
 
+def test_a_stop_string_ends_a_rollout_as_an_end_token_does():
+    reasoner = byte_reasoner().with_format(PlainFormat(stop=("\nQuestion:",)))
+    texts = [
+        " 1 + 2 = 3.\nAnswer: 3\nQuestion:",
+        " 1 + 2 = 3.\nAnswer: 3",
+        "\nQuestion: 1?\nAnswer: 3 and so on",
+    ]
+    prompts = [reasoner.prompt_ids("What is 1 + 2?")] * len(texts)
+    traces = rollouts_of(reasoner, prompts, [reasoner.ids(text) for text in texts])
+    assert [t.finished for t in traces] == [True, False, False], "the others were cut off"
+    assert [t.answered for t in traces] == [True, False, False]
+    assert traces[0].answer_text == "3"
+
+
 def test_an_empty_completion_is_a_trace_without_reasoning_or_answer():
     reasoner = tiny_reasoner()
     (trace,) = rollouts_of(reasoner, [reasoner.prompt_ids("Ada has 3 pears.")], [[]])
@@ -71,6 +85,23 @@ def test_scores_are_those_of_each_trace_alone_in_its_columns(architecture):
         for name, full in (("gradient", "gradient_x_input"), ("saliency", "saliency_answer")):
             expected = score(full, reasoner, [t])[0]
             assert torch.allclose(found[name][i, reasoning], expected, atol=2e-3, equal_nan=True), name
+
+
+def test_scores_and_heads_are_the_same_in_parts(monkeypatch):
+    """A batch that memory does not hold is read in parts, for which local and global heads are chosen together."""
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+    width = max(len(t) - t.prompt.stop for t in traces)
+    names = ("waad", "fai", "entropy", "received")
+    whole, groups = score_rollouts(names, reasoner, traces, width, horizon=(2, 6))
+    calls, read = [], rollouts.capture
+    monkeypatch.setattr(rollouts, "capture", lambda m, t, **k: calls.append(len(t)) or read(m, t, **k))
+    monkeypatch.setattr(rollouts, "TOKENS_PER_PASS", 2 * max(map(len, traces)))
+    parts, again = score_rollouts(names, reasoner, traces, width, horizon=(2, 6))
+    assert max(calls) == 2 < len(traces)
+    assert groups.local.tolist() == again.local.tolist() and groups.global_.tolist() == again.global_.tolist()
+    torch.testing.assert_close(groups.distance, again.distance)
+    torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4, equal_nan=True)
 
 
 def test_a_fraction_of_one_reads_all_heads():

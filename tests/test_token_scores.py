@@ -8,7 +8,7 @@ from oracle import unanswered
 from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 from transformers import PretrainedConfig
 
-from faithlab import tasks, token_scores
+from faithlab import mask_network, tasks, token_scores
 from faithlab.errors import FaithlabError
 from faithlab.granularity import make_layout
 from faithlab.likelihood import answer_logp
@@ -220,6 +220,26 @@ def test_a_teacher_can_be_followed_and_the_policy_gets_no_gradient():
         trainer.step(reasoner.model, traces, by_head)
     nothing = predict_masks(network, reasoner.model, [unanswered(traces[0])])
     assert torch.isnan(nothing[0]).all()
+
+
+def test_an_update_is_the_same_in_parts(monkeypatch):
+    reasoner = tiny_reasoner()
+    traces = tiny_traces(reasoner)
+
+    def learnt():
+        torch.manual_seed(0)
+        network = MaskNetwork.for_model(reasoner.model)
+        torch.nn.init.normal_(network.out[-1].weight)
+        found = MaskTrainer(network).step(reasoner.model, traces)
+        return found, [p.grad for p in network.parameters()]
+
+    (whole, gradients), sizes, read = learnt(), [], mask_network.read_states
+    monkeypatch.setattr(mask_network, "read_states", lambda m, t, *a: sizes.append(len(t)) or read(m, t, *a))
+    monkeypatch.setattr("faithlab.saliency.TOKENS_PER_BATCH", 1)
+    parts, again = learnt()
+    assert max(sizes) == 1 < len(sizes)
+    assert parts == pytest.approx(whole, abs=1e-5)
+    torch.testing.assert_close(again, gradients, atol=1e-6, rtol=1e-3)
 
 
 def test_a_broken_policy_is_a_clear_error():

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small_run import ARM, environment, kill_at_checkpoint, weights
 
-from faithlab import held_out, sweep, training
+from faithlab import held_out, sweep, training, training_folder
 from faithlab.arms import Arm
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
@@ -94,7 +95,7 @@ def interrupted(arm, seed, folder, at, monkeypatch):
 @pytest.mark.parametrize("at", [2, 3])
 def test_so_it_is_with_several_iterations_and_accumulated_parts(tmp_path, monkeypatch, at):
     """The checkpoint stands where a batch of rollouts has been used up, so that none has to be made again."""
-    arm = dataclasses.replace(SMALL, iterations=2, accumulation=2, keep_rollouts_every=1, test_problems=1)
+    arm = dataclasses.replace(SMALL, iterations=2, accumulation=2, keep_rollouts_every=2, test_problems=1)
     training.train(arm, 1, tmp_path / "whole", quiet=True)
     interrupted(arm, 1, tmp_path / "broken", at, monkeypatch)
     training.train(arm, 1, tmp_path / "broken", quiet=True)
@@ -102,12 +103,31 @@ def test_so_it_is_with_several_iterations_and_accumulated_parts(tmp_path, monkey
     assert all(torch.equal(whole[k], resumed[k]) for k in whole), "bit for bit"
     kept = [(tmp_path / f / "rollouts.jsonl").read_text() for f in ("whole", "broken")]
     assert kept[0] == kept[1]
+    assert {json.loads(line)["step"] for line in kept[0].splitlines()} == {1, 3}, "what steps 2 and 4 learned from, too"
+    log = pd.read_csv(tmp_path / "broken" / "log.csv")
+    assert log["step"].tolist() == [1, 2, 3, 4] and log["grad_norm"].notna().all(), "a row for every step"
+    assert log["reward"].notna().tolist() == [True, False, True, False], "new rollouts every other step"
+    assert (tmp_path / "broken" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("rewards", "saved"), [([1, 2, 3, 4], [4, 8]), ([3, 4, 1, 2], [4]), ([3, 1, 1, 3], [4, 8])])
+def test_the_best_model_is_of_the_best_stretch_between_two_checkpoints(tmp_path, monkeypatch, rewards, saved):
+    """Two iterations over each batch, so that every other step has a reward; checkpoints every four steps."""
+    from faithlab import run_log
+
+    kept, history = [], [dict(step=2 * i + 1, reward=r) for i, r in enumerate(rewards)]
+    monkeypatch.setattr(run_log, "save_whole", lambda trainer, folder: kept.append(state.global_step))
+    log = run_log.RunLog(None, tmp_path, 1)
+    for step in range(1, 10):  # the ninth begins a stretch that is not whole
+        state = SimpleNamespace(global_step=step, log_history=[row for row in history if row["step"] <= step])
+        log.on_save(SimpleNamespace(save_steps=4, max_steps=9), state, None)
+    assert kept == saved
 
 
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(finished, tmp_path, monkeypatch):
     folder, _ = finished
     interrupted(SMALL, 3, tmp_path, 3, monkeypatch)
-    assert training.last_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert training_folder.last_checkpoint(tmp_path).endswith("checkpoint-2")
     training.train(SMALL, 3, tmp_path, quiet=True)
     whole, resumed = (load_file(f / "last" / "model.safetensors") for f in (folder, tmp_path))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole), "bit for bit"
@@ -132,6 +152,51 @@ def test_a_loss_that_is_no_number_stops_with_the_last_sound_weights(tmp_path, mo
     with pytest.raises(FaithlabError, match="a gradient is not finite at step 2"):
         training.train(SMALL, 3, tmp_path, quiet=True)
     assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "stopped" / "model.safetensors").values())
+
+
+def test_what_else_is_not_finite_stops_with_the_weights_and_what_rewards_have_learnt(tmp_path, monkeypatch):
+    """A mask network that breaks in the second step: the error names the folder that can be gone on from."""
+    from faithlab import mask_network
+
+    learn = mask_network.MaskTrainer._update
+
+    def breaks(self):
+        if self.optimiser.state:
+            raise FaithlabError("the mask network's loss is not finite")
+        learn(self)
+
+    monkeypatch.setattr(mask_network.MaskTrainer, "_update", breaks)
+    with pytest.raises(FaithlabError, match=r"not finite; to begin anew from there, name .*stopped as `reasoner`"):
+        training.train(SMALL, 3, tmp_path, quiet=True)
+    monkeypatch.undo()
+    assert MaskNetwork.load(tmp_path / "stopped" / "reward-0").config.layers
+    on = dataclasses.replace(SMALL, reasoner=str(tmp_path / "stopped"), steps=2, test_problems=1)
+    training.train(on, 3, tmp_path / "on", quiet=True)
+
+
+@pytest.mark.parametrize(("error", "says"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory. Set accumulation"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "out of memory. Set accumul"),
+    (SafetensorError("Error while deserializing header"), "delete the last checkpoint-N"),
+    (OSError(errno.EACCES, "Permission denied"), "cannot write to .*: Permission denied"),
+    (RuntimeError("shapes do not match"), None),
+])  # fmt: skip
+def test_errors_of_other_libraries_are_explained_where_anybody_can(tmp_path, monkeypatch, capsys, error, says):
+    """In a sweep an arm that fails so does not keep the others waiting; a bug does."""
+
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.Trainer.train", fails)
+    (tmp_path / "quick.yaml").write_text("steps: 1\ntest_problems: 2\n")
+    (tmp_path / "plan.csv").write_text(f"arm,seed\n{tmp_path / 'quick.yaml'},0\n{tmp_path / 'quick.yaml'},1\n")
+    call = ["sweep", "--plan", str(tmp_path / "plan.csv"), "--output", str(tmp_path / "runs")]
+    if says is None:
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            main(call)
+        return
+    assert main(call) == 1
+    assert len(re.findall(f"FAILED: .*{says}", capsys.readouterr().out)) == 2
 
 
 def _half_a_model(path):
@@ -167,11 +232,11 @@ def test_a_full_disk_says_so_and_the_run_can_go_on(tmp_path, monkeypatch, where,
         return fails(path)
 
     monkeypatch.setattr(where, full)
-    monkeypatch.setattr(training, "FULL", 2**62)  # as little is left as a full disk has
+    monkeypatch.setattr(training_folder, "FULL", 2**62)  # as little is left as a full disk has
     with pytest.raises(FaithlabError, match=f"{says}.*; free space and give the same command again"):
         training.train(arm, 0, tmp_path, quiet=True)
     monkeypatch.undo()
-    assert training.last_checkpoint(tmp_path).endswith("checkpoint-1"), "half of the second does not count"
+    assert training_folder.last_checkpoint(tmp_path).endswith("checkpoint-1"), "half of the second does not count"
     training.train(arm, 0, tmp_path, quiet=True)
     assert pd.read_csv(tmp_path / "log.csv")["step"].tolist() == [1, 2, 3]
 
@@ -182,8 +247,8 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
         if whole:
             (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')  # the disk was full
-    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert training.last_checkpoint(tmp_path / "none") is None
+    assert training_folder.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert training_folder.last_checkpoint(tmp_path / "none") is None
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, capsys):
@@ -249,6 +314,14 @@ def test_memory_and_time_are_estimated_first(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     mended = dataclasses.replace(arm, accumulation=2)
     training.train(mended, 0, tmp_path / "b", quiet=True)  # the folder was not taken
+
+
+@pytest.mark.parametrize(("limit", "measured"), [(400, 400), (96, 256)])
+def test_held_out_texts_may_be_as_long_as_those_of_training(tmp_path, monkeypatch, limit, measured):
+    seen, measure = [], held_out.measure
+    monkeypatch.setattr(held_out, "measure", lambda r, *a, **k: seen.append(r.max_new_tokens) or measure(r, *a, **k))
+    training.train(Arm(steps=0, test_problems=1, max_completion_length=limit), 0, tmp_path, quiet=True)
+    assert seen == [measured]
 
 
 def test_no_steps_means_to_measure_only(tmp_path):

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from faithlab import credit, tasks
+from faithlab.attention import read_layers
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, check_known, check_number, keyword_options, unknown
-from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward
+from faithlab.heads import FRACTION, HORIZON, check_fraction
+from faithlab.rewards import METHOD_OPTIONS, METHODS, SaliencyReward, check_reward, outcome
 from faithlab.saliency import check_options
 from faithlab.yaml_files import read_mapping
 
 ARMS = Path(__file__).parent / "configs" / "arms"
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 SCALES = ("group", "batch", "none")
-AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 CREDIT_KEYS = (
     "name",
     "quantile",
@@ -53,7 +54,8 @@ class Arm:
 
     Raises:
         FaithlabError: a number out of range, an unknown name or key, rollouts that do not split into `accumulation`
-            parts, `save_every` that is no multiple of `iterations`, or `balance` without `saliency`.
+            parts, `save_every` or `steps` that are no multiples of `iterations`, settings that the saliency reward, its
+            balance, the credit or the task would refuse, or `balance` without `saliency`.
     """
 
     name: str = "unnamed"
@@ -70,7 +72,6 @@ class Arm:
     beta: float = 0.0
     loss: str = "dapo"
     scale_rewards: str | None = None  # left out: "batch" beside a saliency reward (notebook 06 says why), else "group"
-    aggregation: str = "sum_then_normalize"
     iterations: int = 1
     accumulation: int = 1
     saliency: Mapping[str, Any] | None = None
@@ -96,7 +97,7 @@ class Arm:
         check_number("beta", self.beta, 0)
         for kind, name, known in (
             ("loss", self.loss, LOSSES), ("scaling of rewards", self.scale_rewards, SCALES),
-            ("aggregation of rewards", self.aggregation, AGGREGATIONS), ("task", self.task, tuple(tasks.names())),
+            ("task", self.task, tuple(tasks.names())),
             ("credit strategy", self.credit.get("name", "uniform"), credit.STRATEGIES),
         ):  # fmt: skip
             if name not in known:
@@ -105,23 +106,41 @@ class Arm:
             raise FaithlabError(
                 f"{self.prompts} x {self.rollouts} rollouts do not split into {self.accumulation} parts"
             )
-        if self.save_every % self.iterations:
-            raise FaithlabError(
-                f"save_every={self.save_every} is no multiple of iterations={self.iterations}: a checkpoint between "
-                "the iterations over one batch of rollouts could not go on with them"
-            )
+        for key in ("save_every", "steps"):
+            if getattr(self, key) % self.iterations:
+                raise FaithlabError(
+                    f"{key}={getattr(self, key)} is no multiple of iterations={self.iterations}: a checkpoint between "
+                    "the iterations over one batch of rollouts could not go on with them"
+                )
         method = (self.saliency or {}).get("method", "optimiser")
         if not isinstance(method, str) or method not in METHOD_OPTIONS:
             raise unknown("method of the saliency reward", method, METHODS)
         options = keyword_options(SaliencyReward) | METHOD_OPTIONS[method]
         in_a_file = options - {"network", "split", "chat_template_kwargs"}  # the others are no words
         _known_keys("saliency", self.saliency or {}, in_a_file)
-        check_options({k: v for k, v in (self.saliency or {}).items() if k in METHOD_OPTIONS[method]})
+        check_reward(**(self.saliency or {}))
         _known_keys("balance", self.balance, keyword_options(Balanced))
+        Balanced(outcome, **self.balance)  # refuses what is out of range
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
-        check_options(self.credit.get("saliency") or {})
+        self._check_credit(**self.credit)
+        tasks.check_options(self.task, self.problems)
+        if self.problems and self.task not in tasks.PUBLISHED:
+            tasks.load(self.task, n=1, **self.problems)  # refuses what no problem can be drawn with
         if self.balance and self.saliency is None:
             raise FaithlabError("there is nothing to balance: give `saliency` too, or leave `balance` out")
+
+    @staticmethod
+    def _check_credit(
+        name="uniform", compare=(), layers="middle", fraction=FRACTION, horizon=HORIZON[1], saliency=None,
+        freeze_heads=False, **settings,
+    ) -> None:  # fmt: skip
+        """Refuse what the trainer would refuse, but for layers by number, for which it has to know the model."""
+        credit.check((name, *compare), settings)
+        if isinstance(layers, str):
+            read_layers(layers, depth=1)
+        check_fraction(fraction)
+        check_number("horizon", horizon, HORIZON[0], whole=True)
+        check_options(saliency or {})
 
 
 def read_arm(source: str | Path) -> Arm:

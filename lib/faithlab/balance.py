@@ -50,7 +50,8 @@ class Balanced:
     Args:
         saliency: the second reward, such as `rewards.SaliencyReward(...)`.
         first: the first, `rewards.outcome` unless told otherwise.
-        mode, weight, begin, full, share, limit: as above; `weight` is w ("auto" finds its own).
+        mode, weight, begin, full, share, limit: as above; `weight` is w ("auto" finds its own). With a weight below 0
+            a rollout without an answer, whose saliency counts 0, is better off than one with.
         memory: of the smoothing, the part of the old variance that is kept each step.
 
     Logs, where the trainer passes `log_metric`: both rewards' means, `balance/weight`, and the variances within groups.

@@ -24,7 +24,7 @@ defined score (NaN) is never chosen; tokens outside the mask have gamma = 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,6 +47,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 STRATEGIES = tuple(NEEDS)
 SIGNS = ("both", "positive", "negative")
+SETTINGS = ("quantile", "amplify", "bottom", "sign", "normalise", "look_back", "alpha")  # of `weights`, for trainers
 QUANTILE, AMPLIFY = 0.4, 1.5  # as published for both attention papers
 LOOK_BACK, ALPHA = 3, 0.5  # k as published; alpha is not published and our choice
 
@@ -121,6 +122,14 @@ def weights(
         wanted = advantages > 0 if sign == "positive" else advantages < 0
         gamma = torch.where(wanted[:, None], gamma, 1.0)
     return gamma
+
+
+def check(names: Iterable[str], settings: Mapping[str, object]) -> None:
+    """Raise `FaithlabError` for what `weights` would refuse of these strategies with these `SETTINGS`, before there is
+    any score."""
+    one = torch.ones(1, 1)
+    for name in names:
+        weights(name, dict.fromkeys(NEEDS.get(name, ()), one), one, advantages=one[0], **settings)
 
 
 def top(score: Float[Tensor, "batch token"], quantile: float) -> Bool[Tensor, "batch token"]:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from faithlab import ranking, tasks, trust
+from faithlab import processes, ranking, tasks, trust
 from faithlab.errors import FaithlabError, check_number
 from faithlab.intervals import mean_interval
 from faithlab.marks import Marked, from_truth, load_marks, read_sheet, save_marks, write_sheet
@@ -132,9 +132,9 @@ class MarksReward:
     stands in this rollout. 0 where none of the phrases occurs or nothing is depended on; None (not scorable) for
     questions without marks and for rollouts without an answer or a reasoning.
 
-    Args: `reasoner`, the policy with its tokenizer; `marked`, of which several may be of one question; `score`, one of
-    `token_scores.names()`; `chat_template_kwargs`, the trainer's. Questions are matched by the data-set column
-    `question`.
+    Args: `reasoner`, the policy (the very model that is trained) with its tokenizer; `marked`, of which several may
+    be of one question; `score`, one of `token_scores.names()`; `chat_template_kwargs`, the trainer's. Questions are
+    matched by the data-set column `question`.
 
     A call raises `FaithlabError` without that column, and for an unknown score.
     """
@@ -160,7 +160,8 @@ class MarksReward:
         traces = rewarded_rollouts(
             self.reasoner, prompts, completions, completion_ids, problems, self.chat_template_kwargs
         )
-        return self.of_traces(traces)
+        with processes.whole_weights(self.reasoner.model):
+            return self.of_traces(traces)
 
     def of_traces(self, traces: Sequence[Trace]) -> list[float | None]:
         """The reward of each trace, whose `problem` holds the question."""

@@ -96,18 +96,23 @@ class Ended(StoppingCriteria):
         self.tokenizer, self.strings, self.start = tokenizer, tuple(strings), start
         self.ends = torch.tensor(sorted(ends), dtype=torch.long, device=device)
         self.rows = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.tail = max(map(len, strings), default=0) + 8  # a token holds at least one character, or is a special one
 
     def __call__(self, input_ids: Int[Tensor, "batch tokens"], scores, **kwargs):
         self.rows |= torch.isin(input_ids[:, -1], self.ends)
         if self.strings:
-            recent = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :]
-            texts = self.tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)  # as `token_pieces` does
-            hits = [any(s in text for s in self.strings) for text in texts]
+            hits = stopped(self.tokenizer, input_ids[:, self.start :], self.strings)
             self.rows |= torch.tensor(hits, device=input_ids.device)
         if len(self.rows) >= WORTH_THINNING and 2 * int(self.rows.sum()) >= len(self.rows):
             return torch.ones_like(self.rows)
         return self.rows.clone()
+
+
+def stopped(tokenizer, written: Int[Tensor, "batch tokens"], strings: Sequence[str]) -> list[bool]:
+    """Whether one of the strings stands at the end of what a row has written; none does where there are none."""
+    tail = max(map(len, strings), default=0) + 8  # a token holds at least one character, or is a special one
+    recent = written[:, max(0, written.shape[1] - tail) :]
+    texts = tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)  # as `token_pieces` does
+    return [any(s in text for s in strings) for text in texts]
 
 
 def stream_key(seed: int, prompt: int, sample: int) -> int:

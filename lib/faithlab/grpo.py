@@ -89,7 +89,7 @@ def quick_rollouts(prompts, trainer) -> dict:
             reasoner.model, reasoner.tokenizer, ids,
             [stream_key(args.seed, trainer.state.global_step, first + i) for i in range(len(ids))],
             temperature=args.temperature, top_p=args.top_p, top_k=max(0, args.top_k or 0),
-            max_new_tokens=args.max_completion_length,
+            max_new_tokens=args.max_completion_length, stop=reasoner.format.stop,
         )  # fmt: skip
     return dict(prompt_ids=ids, completion_ids=[r.ids for r in rollouts], logprobs=None)
 
@@ -110,7 +110,8 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     share one gradient, gamma acts by its mean alone, and any strategy but "uniform" is refused. VESPO has its own
     weights and takes credit at either level. In evaluation nothing is amplified.
 
-    Raises `FaithlabError` for an unknown strategy, settings of credit out of range, and a loss that cannot carry it.
+    Raises `FaithlabError` for an unknown strategy, settings of credit out of range, a loss that cannot carry it, and a
+    reward function whose `reasoner` holds another model than the one that is trained.
     """
 
     def __init__(self, *args, credit: str | None = None, reasoner: Reasoner | None = None, **kwargs):
@@ -120,14 +121,11 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         self.credit_settings = {name: getattr(self.args, name, default) for name, default in defaults.items()}
         if credit is not None:
             self.credit_settings["credit"] = credit
-        passed = ("quantile", "amplify", "bottom", "sign", "normalise", "look_back", "alpha")
-        self._options = {name: self.credit_settings[f"credit_{name}"] for name in passed}
+        self._options = {name: self.credit_settings[f"credit_{name}"] for name in token_credit.SETTINGS}
         if self.credit == "uniform" and self.credit_settings["credit_compare"]:
             raise FaithlabError("credit='uniform' computes no scores to compare with: leave credit_compare out")
-        one = torch.ones(1, 1)
-        for name in (self.credit, *self.credit_settings["credit_compare"]):  # a mistake shows now, not after a rollout
-            found = dict.fromkeys(token_credit.NEEDS.get(name, ()), one)
-            token_credit.weights(name, found, one, advantages=one[0], **self._options)
+        # a mistake shows now, not after a rollout
+        token_credit.check((self.credit, *self.credit_settings["credit_compare"]), self._options)
         read_layers(self.credit_settings["credit_layers"], self.model.config.get_text_config().num_hidden_layers)
         check_fraction(self.credit_settings["credit_fraction"])
         check_number("credit_horizon", self.credit_settings["credit_horizon"], HORIZON[0], whole=True)
@@ -140,6 +138,13 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             )
         self._format = reasoner
         self._groups: AttentionSummary | None = None
+        for function in self.reward_funcs:  # a balance reads the policy through its saliency reward
+            read = getattr(getattr(function, "saliency", function), "reasoner", None)
+            if read is not None and read.model is not self.reasoner.model:
+                raise FaithlabError(
+                    f"the reward {function.__name__!r} reads another model than the one that is trained, which would "
+                    "never learn: load the model once, and give that very object to the reward and to the trainer"
+                )
 
     @property
     def credit(self) -> str:

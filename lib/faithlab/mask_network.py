@@ -165,32 +165,39 @@ class MaskTrainer:
         Raises `FaithlabError` for a teacher whose masks have heads, and for a loss that is not finite."""
         if teacher is not None and any(m.ndim > 1 for m in teacher.mask):
             raise FaithlabError("the network predicts a value a token; take a teacher with granularity='token'")
-        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
+        usable = [i for i, t in enumerate(traces) if t.explained]
         if not self.shared:
             processes.average(p.data for p in self.network.parameters())
             self.shared = True
-        if not usable:
-            if processes.count() > 1:  # the others wait for this one's gradient
-                with torch.enable_grad():
-                    self._update(sum(p.sum() for p in self.network.parameters()) * 0.0)
+        if not usable and processes.count() == 1:
             return {}
-        batch = [traces[i] for i in usable]
+        self.optimiser.zero_grad()
+        found: dict[str, float] = dict.fromkeys(("loss", "logp", "opened"), 0.0)
+        for part in batches_of([traces[i] for i in usable]):  # as many at a time as memory holds; one update from all
+            batch = [usable[i] for i in part]
+            masks = None if teacher is None else [1 - teacher.mask[i] / teacher.floor for i in batch]
+            with torch.enable_grad(), frozen(model):
+                terms = self._terms(model, [traces[i] for i in batch], masks)
+                (terms["loss"].sum() / len(usable)).backward()
+            for name, values in terms.items():
+                found[name] += float(values.detach().sum()) / len(usable)
+        self._update()
+        return found if usable else {}
+
+    def _terms(self, model, batch: list[Trace], masks: Sequence[Tensor] | None) -> dict[str, Float[Tensor, " trace"]]:
+        """`loss`, `logp` and `opened` of each trace; with `masks` the loss is the distance to them, a mean over
+        tokens."""
         tokens, reader, valid = read_states(model, batch, self.network.config.layers, self.pad_id)
-        with torch.enable_grad():
-            u = self.network(tokens, reader)
-            opened = (u * valid).sum(1) / valid.sum(1)
-            if teacher is None:
-                with frozen(model):
-                    logp = MaskedAnswer(model, batch, self.scope, self.pad_id).logp(self.network.config.floor * (1 - u))
-                    loss = (self.sparsity * opened - logp).mean()
-                    self._update(loss)
-            else:
-                logp, target = torch.full_like(opened, torch.nan), torch.zeros_like(u)
-                for row, i in enumerate(usable):
-                    target[row, valid[row]] = (1 - teacher.mask[i] / teacher.floor).to(u)
-                loss = nn.functional.binary_cross_entropy(u[valid], target[valid].clamp(0, 1))
-                self._update(loss)
-        return {k: v.mean().item() for k, v in dict(loss=loss, logp=logp, opened=opened).items()}
+        u = self.network(tokens, reader)
+        opened = (u * valid).sum(1) / valid.sum(1)
+        if masks is None:
+            logp = MaskedAnswer(model, batch, self.scope, self.pad_id).logp(self.network.config.floor * (1 - u))
+            return dict(loss=self.sparsity * opened - logp, logp=logp, opened=opened)
+        target = torch.zeros_like(u)
+        for row, mask in enumerate(masks):
+            target[row, valid[row]] = mask.to(u).clamp(0, 1)
+        loss = nn.functional.binary_cross_entropy(u, target, reduction="none")
+        return dict(loss=(loss * valid).sum(1) / valid.sum(1), logp=torch.full_like(opened, torch.nan), opened=opened)
 
     def save(self, folder: str | Path) -> None:
         """Write the optimiser's state beside the network's (`MaskNetwork.save`). Raises `FaithlabError` if it cannot be
@@ -211,9 +218,10 @@ class MaskTrainer:
             state.setdefault(int(number), {})[name] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
 
-    def _update(self, loss: Tensor) -> None:
-        self.optimiser.zero_grad()
-        loss.backward()
+    def _update(self) -> None:
+        """A step down the gradients, meaned over processes; one without traces of its own has none, and adds 0."""
+        for p in self.network.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         processes.average(p.grad for p in self.network.parameters())
         if not all(torch.isfinite(p.grad).all() for p in self.network.parameters()):  # alike in all processes
             raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")

@@ -85,12 +85,46 @@ def problems_of(columns: Mapping, count: int) -> list[dict]:
     return [{k: v[i] for k, v in lists.items()} for i in range(count)]
 
 
+def check_reward(
+    *,
+    method: str = "optimiser",
+    target: str = "own",
+    reduction: str = "mean",
+    k: int = 5,
+    gate: str | None = None,
+    network_rate: float = 3e-3,
+    train_network: bool = True,
+    **options,
+) -> None:
+    """Raise `FaithlabError` for settings that `SaliencyReward` would refuse; no model is needed for that."""
+    for kind, name, known in (
+        ("method of the saliency reward", method, METHODS), ("target", target, TARGETS),
+        ("reduction", reduction, REDUCTIONS), ("gate", gate or "correct", ("correct",)),
+        ("train_network", train_network, (True, False)),
+    ):  # fmt: skip
+        if name not in known:
+            raise unknown(kind, name, known)
+    if (method == "cut") < (reduction == "sufficiency"):
+        raise FaithlabError("reduction 'sufficiency' hides the prompt and asks for no mask; use method='cut' with it")
+    if method == "cut" and reduction not in ("drop", "sufficiency"):
+        raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' or 'sufficiency' with it")
+    if method == "network" and reduction in ("drop", "shift"):
+        raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
+    if reduction == "sufficiency" and options:
+        raise FaithlabError(f"reduction 'sufficiency' has no options; leave {', '.join(options)} out")
+    check_number("k", k, 1, whole=True)
+    check_number("network_rate", network_rate, 0, above=True)
+    check_known(f"option of the saliency method {method}:", options, sorted(METHOD_OPTIONS[method]))
+    check_options(options)
+
+
 class SaliencyReward:
     """How much a rollout's answer needs its reasoning, under the policy as it is now; in [0, 1] but for "sum" and for
     masks with a ceiling above 0.
 
     Args:
-        reasoner: the policy with its tokenizer and format; its model is the very object that is trained.
+        reasoner: the policy with its tokenizer and format; its model is the very object that is trained. So load the
+            model first and give it to both: a trainer that is given a name would load another one of its own.
         method: "optimiser" (`optimise_mask` on every rollout), "network" (a mask network, trained along with the
             policy unless `train_network=False`), or "cut" (no mask: log p with the reasoning or the prompt hidden).
         target: whose likelihood: the rollout's "own" answer, or the "gold" one (column `answer`) in its place.
@@ -136,25 +170,10 @@ class SaliencyReward:
         chat_template_kwargs: Mapping | None = None,
         **options,
     ):
-        for kind, name, known in (
-            ("method of the saliency reward", method, METHODS), ("target", target, TARGETS),
-            ("reduction", reduction, REDUCTIONS), ("gate", gate or "correct", ("correct",)),
-        ):  # fmt: skip
-            if name not in known:
-                raise unknown(kind, name, known)
-        if (method == "cut") < (reduction == "sufficiency"):
-            raise FaithlabError(
-                "reduction 'sufficiency' hides the prompt and asks for no mask; use method='cut' with it"
-            )
-        if method == "cut" and reduction not in ("drop", "sufficiency"):
-            raise FaithlabError("method 'cut' finds no mask to reduce; use reduction='drop' or 'sufficiency' with it")
-        if method == "network" and reduction in ("drop", "shift"):
-            raise FaithlabError(f"reduction {reduction!r} asks for log p, which the network does not give: use 'cut'")
-        if reduction == "sufficiency" and options:
-            raise FaithlabError(f"reduction 'sufficiency' has no options; leave {', '.join(options)} out")
-        check_number("k", k, 1, whole=True)
-        check_known(f"option of the saliency method {method}:", options, sorted(METHOD_OPTIONS[method]))
-        check_options(options)
+        check_reward(
+            method=method, target=target, reduction=reduction, k=k, gate=gate, network_rate=network_rate,
+            train_network=train_network, **options,
+        )  # fmt: skip
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.trainer = gate, options, None
         self.chat_template_kwargs = chat_template_kwargs
@@ -201,8 +220,10 @@ class SaliencyReward:
             if any("answer" not in (t.problem or {}) for t in traces):
                 raise FaithlabError("target='gold' needs the right answer of each rollout: a data-set column 'answer'")
             traces = [self.reasoner.answering(t, t.problem["answer"]) if t.answered else t for t in traces]
-        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
+        usable = [i for i, t in enumerate(traces) if t.explained]
         rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
+        if self.method == "network":
+            self.network.to(self.reasoner.device)  # a trainer may have moved the policy since
         if self.trainer is not None and self.reasoner.model.training:  # evaluation must not move the network
             for name, value in self.trainer.step(self.reasoner.model, traces).items():  # by every process
                 if log_metric is not None:
@@ -248,6 +269,7 @@ class SaliencyReward:
         """Take up what `save` kept. Raises `FaithlabError` for a folder without it."""
         if self.method == "network":
             kept = MaskNetwork.load(folder, self.reasoner.device)
+            self.network.to(self.reasoner.device)  # before the optimiser's state, which follows it
             self.network.load_state_dict(kept.state_dict())
             if self.trainer is not None:
                 self.trainer.load(folder)

@@ -19,7 +19,7 @@ from faithlab.attention import AttentionSummary, capture, read_layers
 from faithlab.errors import unknown
 from faithlab.flow import trace_flows
 from faithlab.formats import begun
-from faithlab.generation import Rollout, end_ids
+from faithlab.generation import Rollout, end_ids, stopped
 from faithlab.graph_scores import received_attention
 from faithlab.models import Reasoner
 from faithlab.traces import Trace
@@ -36,6 +36,7 @@ SCORES: dict[str, str | None] = {
     "random": None,
 }
 MAP_ENTRIES = 2**24  # of attention maps held at a time
+TOKENS_PER_PASS = 2**15  # whose queries, keys and hidden states are held at a time
 
 
 def prompt_ids(tokenizer, prompt: str | Sequence[Mapping], template: Mapping | None = None) -> list[int]:
@@ -94,13 +95,15 @@ def rollouts_of(
     completions: Sequence[Sequence[int]],
     problems: Sequence[Mapping] | None = None,
 ) -> list[Trace]:
-    """The traces of prompts and what was written after them, as lists of token ids. A completion that does not end in
-    an end token was cut off."""
+    """The traces of prompts and what was written after them, as lists of token ids. A completion that ends neither in
+    an end token nor in a stop string of the reasoner's format was cut off."""
     ends = end_ids(reasoner.model, reasoner.tokenizer)
     traces = []
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ended = bool(len(completion)) and completion[-1] in ends
-        rollout = Rollout(list(completion), ended, ended)
+        strings, written = reasoner.format.stop, torch.tensor([list(completion)], dtype=torch.long)
+        finished = ended or (bool(strings) and stopped(reasoner.tokenizer, written, strings)[0])
+        rollout = Rollout(list(completion), ended, finished)
         traces.append(reasoner.read(list(prompt), rollout, problems[i] if problems else {}))
     return traces
 
@@ -163,7 +166,9 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         (i for i, t in enumerate(traces) if t.response.stop > t.response.start), key=lambda i: -len(traces[i])
     )
     choose = "profiles" in wanted and options["groups"] is None
-    size = max(1, MAP_ENTRIES // len(traces[written[0]]) ** 2) if written and "mean_map" in wanted else len(written)
+    longest = len(traces[written[0]]) if written else 1
+    size = max(1, min(TOKENS_PER_PASS // longest, MAP_ENTRIES // longest**2 if "mean_map" in wanted else len(written)))
+    parts = [written[first : first + size] for first in range(0, len(written), size)]
     functions: dict[str, Callable] = dict(
         waad=lambda read, t: read.waad,
         fai=lambda read, t: read.fai,
@@ -172,14 +177,11 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         flow=lambda read, t: _throughput(read.mean_map, t),
     )
     # Local and global heads are chosen by all rollouts of all processes, and not by the first part's.
-    if choose and (processes.count() > 1 or size < len(written)):
-        everything = [traces[i] for i in written]
-        found = capture(reasoner.model, everything, want=(), pad_id=reasoner.pad_id, **options) if written else None
-        options = options | dict(groups=_of_all_processes(found, len(written), reasoner, options))
+    if choose and (processes.count() > 1 or len(parts) > 1):
+        options = options | dict(groups=_of_all([[traces[i] for i in part] for part in parts], reasoner, options))
     if not written:
         return options["groups"]
-    for first in range(0, len(written), size):
-        part = written[first : first + size]
+    for part in parts:
         found = capture(reasoner.model, [traces[i] for i in part], want=wanted, pad_id=reasoner.pad_id, **options)
         if options["groups"] is None:
             options = options | dict(groups=found)  # the rest of the batch reads the same heads
@@ -189,13 +191,16 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
     return options["groups"]
 
 
-def _of_all_processes(found: AttentionSummary | None, count: int, reasoner: Reasoner, options: dict):
-    """`found` with the distances and head groups of all processes' traces, of which this one's are `count`; None if
-    there are none anywhere."""
+def _of_all(parts: Sequence[Sequence[Trace]], reasoner: Reasoner, options: dict) -> AttentionSummary | None:
+    """Distances and head groups of the traces of all processes, of which `parts` are this one's; None if there are none
+    anywhere."""
     config = reasoner.model.config.get_text_config()
     layers = read_layers(options["layers"], config.num_hidden_layers)
-    shape = (len(layers), config.num_attention_heads)
-    distance = processes.weighted_mean(found.distance if found else torch.zeros(shape), count)
+    total, count = torch.zeros(len(layers), config.num_attention_heads), sum(map(len, parts))
+    for part in parts:
+        found = capture(reasoner.model, part, want=(), pad_id=reasoner.pad_id, **options)
+        total += found.distance * len(part) / count
+    distance = processes.weighted_mean(total, count)
     if not torch.isfinite(distance).all():
         return None
     local, global_ = heads.split_heads(distance, options["fraction"])

@@ -54,30 +54,38 @@ class RunLog(TrainerCallback):
             self.on_save(args, state, control)  # the run may have been killed between a checkpoint and this
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Write both logs anew, a row for each step so far; every `keep_every` steps, and at step 1, keep rollouts."""
-        if not state.is_world_process_zero or "reward" not in (logs or {}):
+        """Write both logs anew, a row for each step so far; every `keep_every` steps, and at step 1, keep rollouts.
+
+        Only steps that begin with new rollouts have a reward; with several iterations over them the others have the
+        loss and how often it was clipped, and the rollouts of step `keep_every` may have been written before it."""
+        if not state.is_world_process_zero or "step_time" not in (logs or {}):
             return
-        rows = [row for row in state.log_history if "reward" in row]
+        rows = [row for row in state.log_history if "step_time" in row]
         table = pd.DataFrame(rows).drop(columns="epoch", errors="ignore")
         if len(table):
-            # in the order of the last row: a checkpoint's are sorted by name
-            names = dict.fromkeys(["step", *rows[-1], *table.columns])
+            # in the order of the last whole row: a checkpoint's are sorted by name
+            whole = next((row for row in reversed(rows) if "reward" in row), rows[-1])
+            names = dict.fromkeys(["step", *whole, *table.columns])
             table = table[[name for name in names if name in table.columns]]
             for part in ("saliency", "credit"):
                 if f"{part}/seconds" in table:
                     table[f"{part}/time_share"] = table[f"{part}/seconds"] / table["step_time"]
             write_atomically(self.folder / "log.csv", table.to_csv(index=False, float_format="%.5g"))
             write_atomically(self.folder / "log.json", table.to_json(orient="records", indent=1) + "\n")
-        if state.global_step % self.keep_every == 0 or state.global_step == 1:
+        serves = -state.global_step % self.keep_every < args.num_iterations or state.global_step == 1
+        if "reward" in logs and serves:
             self._keep_rollouts(state.global_step, args.num_generations)
 
     def on_save(self, args, state, control, **kwargs):
         """Keep the model if the mean reward since the last checkpoint is the highest so far. Where the weight of the
         second reward moves, all rewards are taken at the weight as it is now, or the scale would choose the model."""
-        values = rewards_alike([row for row in state.log_history if "reward" in row])
+        rows = [row for row in state.log_history if "reward" in row]
         every = min(int(args.save_steps), int(args.max_steps))
-        means = [sum(values[i : i + every]) / every for i in range(0, len(values) - every + 1, every)]  # whole ones
-        if means and len(values) % every == 0 and means[-1] == max(means):
+        if not rows or state.global_step % every:  # not a whole stretch of steps
+            return
+        stretch = [(row["step"] - 1) // every for row in rows]
+        means = pd.Series(rewards_alike(rows)).groupby(stretch).mean()
+        if means.iloc[-1] == means.max():
             save_whole(self.trainer, self.folder / "best")
 
     def _keep_rollouts(self, step: int, count: int) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import shutil
@@ -28,10 +27,10 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from faithlab import costs, held_out, processes, rewards, tasks
+from faithlab import costs, held_out, processes, rewards, tasks, training_folder
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
-from faithlab.errors import FaithlabError, check_number, first_words, unknown
+from faithlab.errors import FaithlabError, check_number, unknown
 from faithlab.formats import adds_begin
 from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
@@ -40,7 +39,7 @@ from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids
 
 TRACKERS = ("trackio", "wandb")
-FULL = 2**24  # bytes left on a disk that counts as full
+REMEDY = "Set accumulation higher, lora, fewer prompts or rollouts, or a lower max_completion_length"
 
 
 def prompts_of(reasoner: Reasoner, rows, task: str):
@@ -99,7 +98,6 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         loss_type=arm.loss,
         importance_sampling_level="sequence" if arm.loss == "luspo" else "token",  # as LUSPO is defined
         scale_rewards=arm.scale_rewards,
-        multi_objective_aggregation=arm.aggregation,
         learning_rate=arm.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=arm.warmup,
@@ -155,7 +153,7 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False, repor
     keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
-    _refuse_another(folder, arm, seed)
+    training_folder.claim(folder, arm, seed)
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     if not processes.is_first():  # the first holds the folder for the others
@@ -186,28 +184,32 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool, report_to: str) -> pd
         whole = f"{arm.steps} steps: {duration(arm.steps * needed.seconds)} or more"
         print(f"estimate for {arm.name}: {needed}; {whole}", flush=True)
     if main:  # only now, so that a mistake in the arm costs nothing
-        write_atomically(folder / "arm.json", _record(arm, seed))
+        write_atomically(folder / "arm.json", training_folder.record(arm, seed))
     trainer.add_callback(RunLog(trainer, folder, arm.keep_rollouts_every))
     try:
         if arm.steps:
-            trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+            trainer.train(resume_from_checkpoint=training_folder.last_checkpoint(folder))
             save_whole(trainer, folder / "last")
             if main:
                 trainer.save_rewards(folder / "last")
-    except NotFinite:
-        save_whole(trainer, folder / "stopped")  # the weights before the step that failed
+    except FaithlabError as error:
+        # An error of one process alone leaves the others under way, and one before the first step nothing to keep.
+        if isinstance(error, NotFinite) or (processes.count() == 1 and trainer.state.global_step):
+            save_whole(trainer, folder / "stopped")  # the weights before the step that failed
+            if main:
+                trainer.save_rewards(folder / "stopped")
+            error.args = (f"{error}; to begin anew from there, name {folder / 'stopped'} as `reasoner` of an arm",)
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch and safetensors report a full disk in errors of their own
-        if isinstance(error, RuntimeError) and shutil.disk_usage(folder).free > FULL:
+        told = training_folder.explained(error, folder, REMEDY)
+        if told is None:
             raise
-        reason = getattr(error, "strerror", None) or first_words(error)
-        raise FaithlabError(
-            f"cannot write to {folder}: {reason}; free space and give the same command again to go on"
-        ) from error
-    with processes.whole_weights(trainer.reasoner.model):
+        raise told from error
+    reasoner = trainer.reasoner  # may write as much as in training: what is cut off has no answer
+    reasoner = dataclasses.replace(reasoner, max_new_tokens=max(reasoner.max_new_tokens, arm.max_completion_length))
+    with processes.whole_weights(reasoner.model):
         table = held_out.measure(
-            trainer.reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=main and not quiet
+            reasoner, arm.task, n=arm.test_problems, problems=arm.problems, progress=main and not quiet
         )
     if main:
         write_atomically(folder / "held_out.csv", table.to_csv(index=False, float_format="%.5g"))
@@ -237,41 +239,8 @@ def estimate(arm: Arm, trainer) -> costs.StepEstimate:
         weights = weights / args.world_size + loaded
     free = available_bytes(model.device) + loaded
     if weights + found.activations > free:
-        raise FaithlabError(
-            f"{arm.name} does not fit: {found}, and {free / 2**30:.1f} GB are free. Set accumulation higher, lora, "
-            "fewer prompts or rollouts, or a lower max_completion_length"
-        )
+        raise FaithlabError(f"{arm.name} does not fit: {found}, and {free / 2**30:.1f} GB are free. {REMEDY}")
     return found
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written whole, or None. Its state file is written last, so where a run was killed or
-    the disk was full half the way, that lacks or is cut short."""
-    whole = [p for p in folder.glob("checkpoint-*") if _readable(p / "trainer_state.json")]
-    return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
-
-
-def _readable(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
-        return False
-
-
-def _refuse_another(folder: Path, arm: Arm, seed: int) -> None:
-    """Refuse a folder that is for another arm or seed; make one that is not there."""
-    path = folder / "arm.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.read_text(encoding="utf-8") != _record(arm, seed):
-            raise FaithlabError(f"{folder} holds a run of another arm or seed; give another --output")
-    except OSError as error:
-        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
-
-
-def _record(arm: Arm, seed: int) -> str:
-    """What `arm.json` says."""
-    return json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ def read_mapping(path: Path, what: str = "") -> dict[str, Any]:
 
     name = f"{what} {path}".strip()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _once()) or {}
     except OSError as error:
         raise FaithlabError(f"cannot read {name}: {error.strerror}; give the path of a YAML file") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -27,6 +27,21 @@ def read_mapping(path: Path, what: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FaithlabError(f"{name} must hold `key: value` lines; got a {type(content).__name__}")
     return content
+
+
+def _once() -> type:
+    """PyYAML's safe loader, but a key that comes twice is an error: of two values one would be passed over."""
+    import yaml
+
+    class Once(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"the key {twice!r} comes twice")
+            return super().construct_mapping(node, deep)
+
+    return Once
 
 
 def read_options(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from faithlab.errors import FaithlabError, unknown
+from faithlab.errors import FaithlabError, check_known, unknown
 from faithlab.tasks.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -70,13 +71,16 @@ def load(name: str, *, split: str = "train", n: int | None = None, seed: int = 0
         raise unknown("split", split, SPLITS)
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise FaithlabError(f"n must be a whole number from 1 on, or None; got n={n!r}.")
-    parameters = inspect.signature(task.load).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        known = [p for p in parameters if p not in ("split", "n", "seed")]
-        for option in options:
-            if option not in known:
-                raise unknown(f"option of {name}", option, known)
+    check_options(name, options)
     return task.load(split, n, seed, **options)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise `FaithlabError` for an unknown task, and for names that are no options of its `load`. Tasks that take any
+    field of another library's configuration leave that to the library."""
+    parameters = inspect.signature(_task(name).load).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        check_known(f"option of {name}:", options, [p for p in parameters if p not in ("split", "n", "seed")])
 
 
 def scorer(name: str) -> Scorer:

@@ -1,0 +1,62 @@
+"""The folder of a training run: whose it is, the last checkpoint that is whole, and what an error in it means."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from faithlab.arms import Arm
+from faithlab.errors import FaithlabError, first_words
+
+FULL = 2**24  # bytes left on a disk that counts as full
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written whole, or None. Its state file is written last, so where a run was killed or
+    the disk was full half the way, that lacks or is cut short."""
+    whole = [p for p in folder.glob("checkpoint-*") if _readable(p / "trainer_state.json")]
+    return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def claim(folder: Path, arm: Arm, seed: int) -> None:
+    """Refuse a folder that is for another arm or seed; make one that is not there."""
+    path = folder / "arm.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.read_text(encoding="utf-8") != record(arm, seed):
+            raise FaithlabError(f"{folder} holds a run of another arm or seed; give another --output")
+    except OSError as error:
+        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
+
+
+def record(arm: Arm, seed: int) -> str:
+    """What `arm.json` says."""
+    return json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
+
+
+def explained(error: Exception, folder: Path, remedy: str) -> FaithlabError | None:
+    """What another library's error means for who trains, or None where nobody can say. `remedy` is what saves room."""
+    reason = getattr(error, "strerror", None) or first_words(error)
+    # torch and safetensors report a full disk in errors of their own
+    if isinstance(error, OSError) or shutil.disk_usage(folder).free <= FULL:
+        return FaithlabError(f"cannot write to {folder}: {reason}; free space and give the same command again to go on")
+    if isinstance(error, SafetensorError):
+        return FaithlabError(
+            f"a file in {folder} cannot be read ({reason}); delete the last checkpoint-N and give the same command "
+            "again to go on from the one before"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        return FaithlabError(f"out of memory. {remedy}, and another --output")
+    return None
