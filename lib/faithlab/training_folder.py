@@ -31,7 +31,7 @@ def _readable(path: Path) -> bool:
 
 
 def claim(folder: Path, arm: Arm, seed: int) -> None:
-    """Refuse a folder that is for another arm or seed; make one that is not there."""
+    """Make the folder, unless it is there. Raises `FaithlabError` if that fails, or it serves another arm or seed."""
     path = folder / "arm.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
     field of another library's configuration leave that to the library."""
     parameters = inspect.signature(_task(name).load).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        check_known(f"option of {name}:", options, [p for p in parameters if p not in ("split", "n", "seed")])
+        check_known(f"option of {name}", options, [p for p in parameters if p not in ("split", "n", "seed")])
 
 
 def scorer(name: str) -> Scorer:
