@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "faithlab.explain",
         "one question in, a page out that says whether its answer depends on its reasoning",
     ),
+    "warmup": ("faithlab.warmup", "supervised training on worked solutions, to begin reinforcement learning from"),
     "train": ("faithlab.training", "train one arm of an experiment with one seed, and measure it"),
     "sweep": ("faithlab.sweep", "train the arms and seeds of a plan one after the other"),
     "evaluate": ("faithlab.evaluate", "measure reasoners or checkpoints side by side on the same problems"),

@@ -153,7 +153,7 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False, repor
     keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
-    training_folder.claim(folder, arm, seed)
+    training_folder.claim(folder, "arm.json", training_folder.record(arm, seed))
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     if not processes.is_first():  # the first holds the folder for the others
@@ -251,6 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="the run's folder (default: runs/train/ARM-SEED)")
     parser.add_argument("--steps", type=int, help="overrides the arm's")
+    parser.add_argument("--reasoner", help="overrides the arm's, such as with a folder that `faithlab warmup` made")
     parser.add_argument("--report-to", choices=TRACKERS, default="none", help="send the log there too (default: none)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -258,8 +259,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """`faithlab train`: train, or go on, and print what was measured."""
     arm = read_arm(args.config)
-    if args.steps is not None:
-        arm = dataclasses.replace(arm, steps=args.steps)
+    given = {name: value for name in ("steps", "reasoner") if (value := getattr(args, name)) is not None}
+    arm = dataclasses.replace(arm, **given)
     folder = args.output or Path("runs/train") / f"{arm.name}-{args.seed}"
     started = time.perf_counter()
     found = train(arm, args.seed, folder, quiet=args.quiet, report_to=args.report_to)
