@@ -12,6 +12,7 @@ from faithlab.errors import FaithlabError
 from faithlab.paths import data_folder
 from faithlab.saliency import optimise_mask
 from faithlab.sweep import load_runs, read_plan, say_missing, seeds_done
+from faithlab.yaml_files import read_mapping
 
 
 def test_arms_on_gsm8k_find_problems_enough():
@@ -76,6 +77,9 @@ def test_what_is_left_out_has_a_default(tmp_path):
         ("credit: {name: flow, compare: [randon]}", "did you mean 'random'"), ("credit: {layers: midle}", "'middle'"),
         ("credit: {fraction: 0}", "fraction=0"), ("credit: {horizon: 2}", "horizon=2"),
         ("problems: {hpos: 3}", "did you mean 'hops'"), ("steps: 5\niterations: 2", "steps=5 is no multiple"),
+        ("problems: {seed: 3}", "seed is no option of a task"), ("problems: {n: 5}", "n is no option"),
+        ("credit: {compare: [random]}", "no scores to compare with"), ("credit: {compare: random}", "no list"),
+        ("loss: luspo\ncredit: {name: flow}", "one ratio"), ("credit: {name: flow, compare: null}", "no list"),
         ("problems: {hops: [4, 2]}", "hops"), ("task: countdown\nproblems: {numbrs: 3}", "numbrs"),
         ("task: mmlu\nproblems: {pth: x}", "did you mean 'path'"),
         ("steps: 3\nsteps: 4", "the key 'steps' comes twice"), ("credit: {sign: both, sign: both}", "comes twice"),
@@ -86,6 +90,11 @@ def test_mistakes_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(FaithlabError, match=message):
         read_arm(path)
+
+
+def test_keys_of_a_block_may_be_taken_over_and_changed(tmp_path):
+    (tmp_path / "list.yaml").write_text("x: &b {mode: auto, share: 1}\ny: {<<: *b, share: 2}\n")
+    assert read_mapping(tmp_path / "list.yaml")["y"] == {"mode": "auto", "share": 2}
 
 
 def test_names_and_files_that_do_not_exist(tmp_path):

@@ -20,7 +20,7 @@ from small_run import ARM, environment, kill_at_checkpoint, weights
 from faithlab import held_out, sweep, training, training_folder
 from faithlab.arms import Arm
 from faithlab.cli import main
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, NotFinite
 from faithlab.mask_network import MaskNetwork
 from faithlab.models import load_reasoner
 
@@ -162,7 +162,7 @@ def test_what_else_is_not_finite_stops_with_the_weights_and_what_rewards_have_le
 
     def breaks(self):
         if self.optimiser.state:
-            raise FaithlabError("the mask network's loss is not finite")
+            raise NotFinite("the mask network's loss is not finite")
         learn(self)
 
     monkeypatch.setattr(mask_network.MaskTrainer, "_update", breaks)
@@ -176,7 +176,9 @@ def test_what_else_is_not_finite_stops_with_the_weights_and_what_rewards_have_le
 
 @pytest.mark.parametrize(("error", "says"), [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory. Set accumulation"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "out of memory. Set accumul"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory. Set acc"),
+    (RuntimeError("PytorchStreamReader failed reading zip archive"), "delete the last checkpoint-N"),
+    (SafetensorError("Error while serializing: I/O error: Disk quota exceeded"), "cannot write to .*quota"),
     (SafetensorError("Error while deserializing header"), "delete the last checkpoint-N"),
     (OSError(errno.EACCES, "Permission denied"), "cannot write to .*: Permission denied"),
     (RuntimeError("shapes do not match"), None),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from faithlab.traces import split_text
 from faithlab.warmup import Warmup
 
 pytestmark = pytest.mark.training
+FEW = {"max_terms": 2, "max_digits": 1}  # hardly more than a hundred sums
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,25 @@ def test_a_worked_solution_ends_in_the_answer(task):
         split = split_text(text)
         assert tasks.scorer(task)(text[slice(*split.answer)], row).value == 1
         assert text[slice(*split.reasoning)].strip() == reasoning
+        numbers = [float(n.replace(",", "").rstrip(".")) for n in re.findall(r"-?\d[\d,.]*", reasoning)]
+        assert float(row["answer"]) in numbers, "the reasoning comes to the answer; it may go on with idle facts"
+        assert task != "stories" or row["truth"]["reached"] == int(row["answer"])
         if task == "chain_sum":
             steps = [step.split(" = ") for step in reasoning.removesuffix(".").split(". ")]
             assert all(eval(sum_) == int(total) for sum_, total in steps)
             assert steps[-1][1] == row["answer"] and len(steps) == len(row["expression"].split()) // 2
 
 
+def test_a_mistake_does_not_take_the_folder(asked, tmp_path):
+    with pytest.raises(FaithlabError, match=r"only \d+ different problems"):
+        warmup.warm_up(dataclasses.replace(asked, steps=60, problems=FEW), tmp_path)
+    assert not (tmp_path / "warmup.json").exists()
+
+
 def test_a_task_without_worked_solutions_is_named():
+    wrong = tasks.load("stories", n=60, seed=0, error_rate=0.5)
+    with pytest.raises(FaithlabError, match="does not reach the answer"):
+        [worked.solution("stories", row) for row in wrong]
     with pytest.raises(FaithlabError, match=r"no worked solutions are known for countdown; .* stories, chain_sum"):
         worked.solution("countdown", {})
 
@@ -112,6 +126,7 @@ def test_the_command_warms_a_policy_that_training_goes_on_from(folder, tmp_path,
 @pytest.mark.parametrize(("options", "message"), [
     (dict(steps=0), "steps=0"), (dict(learning_rate=0), "learning_rate=0"), (dict(seed=-1), "seed=-1"),
     (dict(task="countdown"), "no worked solutions"), (dict(problems={"max_termz": 2}), "max_termz"),
+    (dict(problems={"seed": 2}), "seed is no option"),
 ])  # fmt: skip
 def test_mistakes_are_named(options, message):
     with pytest.raises(FaithlabError, match=message):

@@ -123,6 +123,10 @@ class Arm:
         Balanced(outcome, **self.balance)  # refuses what is out of range
         _known_keys("credit", self.credit, set(CREDIT_KEYS))
         self._check_credit(**self.credit)
+        if self.loss == "luspo" and self.credit.get("name", "uniform") != "uniform":
+            raise FaithlabError(
+                "loss luspo gives a rollout's tokens one ratio and one gradient: use another, or no credit"
+            )
         tasks.check_options(self.task, self.problems)
         if self.problems and self.task not in tasks.PUBLISHED:
             tasks.load(self.task, n=1, **self.problems)  # refuses what no problem can be drawn with
@@ -135,6 +139,10 @@ class Arm:
         freeze_heads=False, **settings,
     ) -> None:  # fmt: skip
         """Refuse what the trainer would refuse, but for layers by number, for which it has to know the model."""
+        if not isinstance(compare, list | tuple):
+            raise FaithlabError(f"compare={compare!r} in credit is no list of strategies")
+        if name == "uniform" and compare:
+            raise FaithlabError("credit uniform computes no scores to compare with: leave compare out")
         credit.check((name, *compare), settings)
         if isinstance(layers, str):
             read_layers(layers, depth=1)

@@ -13,6 +13,10 @@ class FaithlabError(Exception):
     """Bad input. The message is one line that says what is wrong and what to do; the command line prints it as is."""
 
 
+class NotFinite(FaithlabError):
+    """Training stopped before a step that would have spoilt the weights, in all processes alike."""
+
+
 def check_number(
     name: str, value: object, low: float, high: float = math.inf, *, whole: bool = False, above: bool = False
 ) -> None:

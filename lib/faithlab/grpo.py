@@ -31,7 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 from faithlab import credit as token_credit
 from faithlab import processes
 from faithlab.attention import AttentionSummary, read_layers
-from faithlab.errors import FaithlabError, check_number
+from faithlab.errors import FaithlabError, NotFinite, check_number
 from faithlab.generation import generate_ids, stream_key
 from faithlab.heads import FRACTION, HORIZON, check_fraction
 from faithlab.models import Reasoner, as_reasoner
@@ -80,6 +80,9 @@ def quick_rollouts(prompts, trainer) -> dict:
     """A `rollout_func` for TRL that samples with `faithlab.generation`: rollouts that have ended leave the batch, and
     each has a random stream of its own, keyed by the run's seed, the step and its place. For models whose weights fit
     one device; vLLM serves larger ones.
+
+    A rollout that ends with a stop string of the format has no end token: TRL counts it as cut off in
+    `completions/clipped_ratio`, and with `mask_truncated_completions` would leave it out.
     """
     reasoner, args = trainer.reasoner, trainer.args
     ids = [prompt_ids(reasoner.tokenizer, p, args.chat_template_kwargs) for p in prompts]
@@ -138,9 +141,10 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             )
         self._format = reasoner
         self._groups: AttentionSummary | None = None
-        for function in self.reward_funcs:  # a balance reads the policy through its saliency reward
-            read = getattr(getattr(function, "saliency", function), "reasoner", None)
-            if read is not None and read.model is not self.reasoner.model:
+        for function in self.reward_funcs:  # a balance reads the policy through the rewards that it weighs
+            inner = [getattr(function, name, function) for name in ("saliency", "first")]
+            read = [getattr(f, "reasoner", None) for f in inner]
+            if any(isinstance(r, Reasoner) and _base(r.model) is not self.reasoner.model for r in read):
                 raise FaithlabError(
                     f"the reward {function.__name__!r} reads another model than the one that is trained, which would "
                     "never learn: load the model once, and give that very object to the reward and to the trainer"
@@ -154,8 +158,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     @property
     def reasoner(self) -> Reasoner:
         """The policy as it is now, with its tokenizer and format."""
-        policy = self.accelerator.unwrap_model(self.model)
-        policy = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # LoRA layers stay in place
+        policy = _base(self.accelerator.unwrap_model(self.model))
         if self._format is None:
             return as_reasoner(policy, self._tokenizer)
         return Reasoner("policy", policy, self._tokenizer, self._format.format, self._format.max_new_tokens)
@@ -232,8 +235,9 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             self._groups = AttentionSummary(tuple(heads["layers"]), **tensors, traces=())
 
 
-class NotFinite(FaithlabError):
-    """Training stopped before a step that would have spoilt the weights."""
+def _base(model):
+    """The model inside of a LoRA wrapper, with its adapters in place; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class SoundGradients(TrainerCallback):

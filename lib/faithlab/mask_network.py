@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from faithlab import processes
 from faithlab.batches import collate
 from faithlab.biases import frozen
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, NotFinite
 from faithlab.likelihood import Scope, until_answer
 from faithlab.masked_answer import MaskedAnswer
 from faithlab.recorder import hidden_states
@@ -165,7 +165,7 @@ class MaskTrainer:
         Raises `FaithlabError` for a teacher whose masks have heads, and for a loss that is not finite."""
         if teacher is not None and any(m.ndim > 1 for m in teacher.mask):
             raise FaithlabError("the network predicts a value a token; take a teacher with granularity='token'")
-        usable = [i for i, t in enumerate(traces) if t.explained]
+        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         if not self.shared:
             processes.average(p.data for p in self.network.parameters())
             self.shared = True
@@ -224,7 +224,7 @@ class MaskTrainer:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         processes.average(p.grad for p in self.network.parameters())
         if not all(torch.isfinite(p.grad).all() for p in self.network.parameters()):  # alike in all processes
-            raise FaithlabError("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
+            raise NotFinite("the mask network's loss is not finite: lower its rate, or check the policy for NaN")
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
 

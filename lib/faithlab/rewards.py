@@ -220,7 +220,7 @@ class SaliencyReward:
             if any("answer" not in (t.problem or {}) for t in traces):
                 raise FaithlabError("target='gold' needs the right answer of each rollout: a data-set column 'answer'")
             traces = [self.reasoner.answering(t, t.problem["answer"]) if t.answered else t for t in traces]
-        usable = [i for i, t in enumerate(traces) if t.explained]
+        usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
         if self.method == "network":
             self.network.to(self.reasoner.device)  # a trainer may have moved the policy since

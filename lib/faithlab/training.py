@@ -25,12 +25,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from faithlab import costs, held_out, processes, rewards, tasks, training_folder
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
-from faithlab.errors import FaithlabError, check_number, unknown
+from faithlab.errors import FaithlabError, NotFinite, check_number, unknown
 from faithlab.formats import adds_begin
 from faithlab.memory import available_bytes, keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
@@ -156,13 +155,14 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False, repor
     training_folder.claim(folder, "arm.json", training_folder.record(arm, seed))
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
-    if not processes.is_first():  # the first holds the folder for the others
-        return _train(arm, seed, folder, quiet, report_to)
-    try:
-        with FileLock(folder / "run.lock", blocking=False):  # let go by the system, however the process ends
+    with training_folder.explaining(folder, REMEDY):
+        if not processes.is_first():  # the first holds the folder for the others
             return _train(arm, seed, folder, quiet, report_to)
-    except Timeout as error:
-        raise Busy(f"another process trains in {folder}; wait for it, or give another --output") from error
+        try:
+            with FileLock(folder / "run.lock", blocking=False):  # let go by the system, however the process ends
+                return _train(arm, seed, folder, quiet, report_to)
+        except Timeout as error:
+            raise Busy(f"another process trains in {folder}; wait for it, or give another --output") from error
 
 
 class Busy(FaithlabError):
@@ -172,7 +172,6 @@ class Busy(FaithlabError):
 def _train(arm: Arm, seed: int, folder: Path, quiet: bool, report_to: str) -> pd.DataFrame:
     from transformers.utils import logging
 
-    from faithlab.grpo import NotFinite
     from faithlab.run_log import RunLog, save_whole
 
     if quiet:
@@ -192,19 +191,13 @@ def _train(arm: Arm, seed: int, folder: Path, quiet: bool, report_to: str) -> pd
             save_whole(trainer, folder / "last")
             if main:
                 trainer.save_rewards(folder / "last")
-    except FaithlabError as error:
-        # An error of one process alone leaves the others under way, and one before the first step nothing to keep.
-        if isinstance(error, NotFinite) or (processes.count() == 1 and trainer.state.global_step):
-            save_whole(trainer, folder / "stopped")  # the weights before the step that failed
-            if main:
-                trainer.save_rewards(folder / "stopped")
-            error.args = (f"{error}; to begin anew from there, name {folder / 'stopped'} as `reasoner` of an arm",)
-        raise
-    except (OSError, SafetensorError, RuntimeError) as error:
-        told = training_folder.explained(error, folder, REMEDY)
-        if told is None:
-            raise
-        raise told from error
+    except NotFinite as error:
+        save_whole(trainer, folder / "stopped")  # the weights before the step that failed
+        if main:
+            trainer.save_rewards(folder / "stopped")
+        raise NotFinite(
+            f"{error}; to begin anew from there, name {folder / 'stopped'} as `reasoner` of an arm"
+        ) from error
     reasoner = trainer.reasoner  # may write as much as in training: what is cut off has no answer
     reasoner = dataclasses.replace(reasoner, max_new_tokens=max(reasoner.max_new_tokens, arm.max_completion_length))
     with processes.whole_weights(reasoner.model):

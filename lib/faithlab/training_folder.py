@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from faithlab.arms import Arm
 from faithlab.errors import FaithlabError, first_words
 
 FULL = 2**24  # bytes left on a disk that counts as full
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux, and elsewhere
+DAMAGED = ("deserializing", "PytorchStreamReader")  # of safetensors and torch
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -47,17 +51,31 @@ def record(arm: Arm, seed: int) -> str:
     return json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"
 
 
-def explained(error: Exception, folder: Path, remedy: str) -> FaithlabError | None:
-    """What another library's error means for who trains, or None where nobody can say. `remedy` is what saves room."""
+@contextmanager
+def explaining(folder: Path, remedy: str) -> Iterator[None]:
+    """Within it other libraries' errors that mean something to who trains in the folder say what: no space, no memory,
+    a damaged file. `remedy` is what saves memory. Errors that nobody can explain come through.
+
+    Raises `FaithlabError` in their place."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        told = _explained(error, folder, remedy)
+        if told is None:
+            raise
+        raise FaithlabError(told) from error
+
+
+def _explained(error: Exception, folder: Path, remedy: str) -> str | None:
     reason = getattr(error, "strerror", None) or first_words(error)
-    # torch and safetensors report a full disk in errors of their own
-    if isinstance(error, OSError) or shutil.disk_usage(folder).free <= FULL:
-        return FaithlabError(f"cannot write to {folder}: {reason}; free space and give the same command again to go on")
-    if isinstance(error, SafetensorError):
-        return FaithlabError(
-            f"a file in {folder} cannot be read ({reason}); delete the last checkpoint-N and give the same command "
-            "again to go on from the one before"
+    if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return f"out of memory. {remedy}, and another --output"
+    if any(words in str(error) for words in DAMAGED):
+        return (
+            f"a file in {folder} cannot be read ({reason}); delete the last checkpoint-N there and give the same "
+            "command again to go on from the one before, or from the beginning"
         )
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-        return FaithlabError(f"out of memory. {remedy}, and another --output")
+    # torch and safetensors report a full disk in errors of their own
+    if not isinstance(error, RuntimeError) or shutil.disk_usage(folder).free <= FULL:
+        return f"cannot write to {folder}: {reason}; free space and give the same command again to go on"
     return None

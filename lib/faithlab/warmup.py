@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from faithlab import tasks, training_folder
 from faithlab.errors import FaithlabError, check_number
 from faithlab.intervals import mean_interval
 from faithlab.memory import keep_freed_memory
 from faithlab.models import Reasoner, load_reasoner
+from faithlab.results import write_atomically
 from faithlab.tasks import worked
 from faithlab.yaml_files import read_options
 
@@ -58,6 +59,7 @@ class Warmup:
             check_number(name, getattr(self, name), 1, whole=True)
         check_number("learning_rate", self.learning_rate, 0, above=True)
         check_number("seed", self.seed, 0, 2**31, whole=True)
+        tasks.check_options(self.task, self.problems)
         worked.solution(self.task, tasks.load(self.task, n=1, **self.problems)[0])
 
 
@@ -86,15 +88,18 @@ def warm_up(asked: Warmup, output: str | Path, *, quiet: bool = False) -> Path:
     training_folder.claim(folder, "warmup.json", record)
     if (folder / "last").is_dir():
         return folder / "last"
-    try:
-        with FileLock(folder / "run.lock", blocking=False):
-            (folder / "warmup.json").write_text(record, encoding="utf-8")
-            return _train(asked, folder, quiet)
-    except Timeout as error:
-        raise FaithlabError(f"another process trains in {folder}; wait for it, or give another --output") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.device_count() > 1:
+        raise FaithlabError("a warm-up is for one process with one device: without accelerate launch, and with "
+                            "CUDA_VISIBLE_DEVICES=0")  # fmt: skip
+    with training_folder.explaining(folder, REMEDY):
+        try:
+            with FileLock(folder / "run.lock", blocking=False):
+                return _train(asked, folder, record, quiet)
+        except Timeout as error:
+            raise FaithlabError(f"another process trains in {folder}; wait for it, or give another --output") from error
 
 
-def _train(asked: Warmup, folder: Path, quiet: bool) -> Path:
+def _train(asked: Warmup, folder: Path, record: str, quiet: bool) -> Path:
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed  # late, as TRL below: importing them takes seconds
     from trl import SFTConfig, SFTTrainer
@@ -103,6 +108,8 @@ def _train(asked: Warmup, folder: Path, quiet: bool) -> Path:
 
     set_seed(asked.seed)
     reasoner = load_reasoner(asked.reasoner, dtype=torch.float32)
+    shown = Dataset.from_list(demonstrations(reasoner, asked))
+    write_atomically(folder / "warmup.json", record)  # only now, so that a mistake costs nothing
     cuda = torch.cuda.is_available()
     config = SFTConfig(
         output_dir=str(folder),
@@ -127,20 +134,14 @@ def _train(asked: Warmup, folder: Path, quiet: bool) -> Path:
     trainer = SFTTrainer(
         model=reasoner.model,
         args=config,
-        train_dataset=Dataset.from_list(demonstrations(reasoner, asked)),
+        train_dataset=shown,
         processing_class=reasoner.tokenizer,
         callbacks=[SoundGradients()],
     )
     trainer.remove_callback(PrinterCallback)
-    try:
-        trainer.train(resume_from_checkpoint=training_folder.last_checkpoint(folder))
-        trainer.save_model(str(folder / "last.part"))
-        reasoner.tokenizer.save_pretrained(folder / "last.part")
-    except (OSError, SafetensorError, RuntimeError) as error:
-        told = training_folder.explained(error, folder, REMEDY)
-        if told is None:
-            raise
-        raise told from error
+    trainer.train(resume_from_checkpoint=training_folder.last_checkpoint(folder))
+    trainer.save_model(str(folder / "last.part"))
+    reasoner.tokenizer.save_pretrained(folder / "last.part")
     (folder / "last.part").rename(folder / "last")  # a model that is there is whole
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -35,7 +35,8 @@ def _once() -> type:
 
     class Once(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            merged = "tag:yaml.org,2002:merge"  # `<<: *others`, whose keys may come again
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merged]
             twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
             if twice is not None:
                 raise yaml.YAMLError(f"the key {twice!r} comes twice")

@@ -78,6 +78,9 @@ def load(name: str, *, split: str = "train", n: int | None = None, seed: int = 0
 def check_options(name: str, options: Iterable[str]) -> None:
     """Raise `FaithlabError` for an unknown task, and for names that are no options of its `load`. Tasks that take any
     field of another library's configuration leave that to the library."""
+    for option in options:
+        if option in ("name", "split", "n", "seed"):
+            raise FaithlabError(f"{option} is no option of a task: it is set beside them")
     parameters = inspect.signature(_task(name).load).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         check_known(f"option of {name}", options, [p for p in parameters if p not in ("split", "n", "seed")])

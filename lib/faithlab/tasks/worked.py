@@ -16,9 +16,11 @@ def solution(task: str, problem: Mapping[str, Any]) -> str:
     >>> solution("chain_sum", {"expression": "6 + 3 - 4"})
     '6 + 3 = 9. 9 - 4 = 5.'
 
-    Raises `FaithlabError` for other tasks.
+    Raises `FaithlabError` for other tasks, and for a story that was drawn with a wrong step.
     """
     if task == "stories":
+        if str(problem["truth"]["reached"]) != problem["answer"]:
+            raise FaithlabError("a demonstrated reasoning does not reach the answer: leave error_rate out")
         return problem["reasoning"]
     if task == "gsm_symbolic":
         return problem["rationale"].strip()
