@@ -261,6 +261,7 @@ def run(monkeypatch, *argv):
     import argparse
 
     monkeypatch.setattr(harness, "load_reasoner", lambda name: byte_reasoner())
+    monkeypatch.setattr(harness, "identity", lambda name: "weights of bytes")
     parser = argparse.ArgumentParser()
     harness.add_arguments(parser)
     return harness.command(parser.parse_args(["bytes", "--quiet", *map(str, argv)]))
@@ -271,11 +272,12 @@ def test_the_command_writes_hashes_and_no_text(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, *paths, "--shots", 1, "--n", 2, "--output", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "gsm8k, 2 problems, 1 examples each, bytes" in printed and "strict    0.000 [0.000, 0.658]" in printed
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = tmp_path / "out"
     items = pd.read_csv(folder / "items.csv", dtype=str)
     assert items["target"].tolist() == ["5", "2400"] and items["question"].str.fullmatch(r"[0-9a-f]{16}").all()
-    record = json.loads((folder / "run.json").read_text())
-    assert record["settings"]["seed"] == 1234 and record["summary"][0]["n"] == 2
+    asked = json.loads((folder / "harness.json").read_text())
+    assert asked["seed"] == 1234 and asked["problems"] == 2
+    assert pd.read_csv(folder / "summary.csv")["n"].tolist() == [2, 2]
     for path in folder.iterdir():
         assert not any(word in path.read_text() for word in ("figs", "pays", "2*1200", "older"))
 
@@ -288,6 +290,55 @@ def test_the_command_takes_the_first_of_each_subject(tmp_path, monkeypatch, caps
         run(monkeypatch, "--task", "mmlu", "--path", tmp_path, "--n", 2, "--shots", 3, "--output", tmp_path / "o") == 0
     )
     assert "mmlu, 4 problems, 3 examples each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "mmlu"])
+def test_an_interrupted_command_goes_on_and_ends_as_one_that_was_not(tmp_path, monkeypatch, capsys, task):
+    rows = SUMS if task == "gsm8k" else [row | dict(subject=name) for row in BONES for name in ("virology", "anatomy")]
+    paths = ["--task", task, "--path", jsonl(tmp_path / "test.jsonl", rows), "--shots", 0]
+    monkeypatch.setattr(harness, "PART", 1)
+    assert run(monkeypatch, *paths, "--output", tmp_path / "whole") == 0
+    whole, measure, seen = capsys.readouterr().out.replace("whole", "broken"), harness.measure, []
+
+    def third_time_stops(reasoner, problems, texts, **options):
+        seen.extend(problems)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return measure(reasoner, problems, texts, **options)
+
+    monkeypatch.setattr(harness, "measure", third_time_stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, *paths, "--output", tmp_path / "broken")
+    assert run(monkeypatch, *paths, "--output", tmp_path / "broken") == 0
+    assert capsys.readouterr().out == whole
+    assert len(seen) == len(rows) + 1, "only the problem in which it was stopped is measured twice"
+    for name in ("items.csv", "summary.csv", "harness.json"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "broken" / name).read_text()
+    monkeypatch.setattr(harness, "measure", lambda *a, **k: pytest.fail("a finished run is not measured again"))
+    assert run(monkeypatch, *paths, "--output", tmp_path / "broken") == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_a_folder_serves_one_request(tmp_path, monkeypatch):
+    paths = ["--path", jsonl(tmp_path / "test.jsonl", SUMS), "--shots", 0, "--output", tmp_path / "out"]
+    run(monkeypatch, *paths, "--n", 2)
+    with pytest.raises(FaithlabError, match=r"another run \(other problems, prompts\); give another --output"):
+        run(monkeypatch, *paths, "--n", 3)
+    items = tmp_path / "out" / "items.csv"
+    good = items.read_text().splitlines()
+    for lines, says in (
+        (["nonsense"], "'item'"),
+        ([*good, good[1]], "there twice"),
+        ([good[0], good[1].replace("0,", "1,", 1)], "problem 1 is another one"),
+        ([good[0], good[1].replace("0,", "7,", 1)], "out of range"),
+        ([line.rsplit(",", 1)[0] for line in good], "right_flexible"),
+    ):
+        items.write_text("\n".join(lines))
+        with pytest.raises(FaithlabError, match=rf"is damaged \(.*{says}.*\); delete it to measure again"):
+            run(monkeypatch, *paths, "--n", 2)
+    (tmp_path / "out" / "harness.json").write_text("{")
+    with pytest.raises(FaithlabError, match="its record is damaged"):
+        run(monkeypatch, *paths, "--n", 2)
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
 
 def test_a_folder_serves_one_arm_and_seed(finished):
     folder, _ = finished
-    for arm, seed in ((SMALL, 4), (dataclasses.replace(SMALL, steps=5), 3)):
-        with pytest.raises(FaithlabError, match="another arm or seed"):
+    for arm, seed, other in ((SMALL, 4, "seed"), (dataclasses.replace(SMALL, steps=5), 3, "steps")):
+        with pytest.raises(FaithlabError, match=rf"another run \(other {other}\); give another --output"):
             training.train(arm, seed, folder)
 
 

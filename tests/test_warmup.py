@@ -97,9 +97,10 @@ def test_a_warm_up_that_was_interrupted_ends_as_one_that_was_not(asked, tmp_path
     assert all(torch.equal(one[k], two[k]) for k in one), "bit for bit"
     assert any(not torch.equal(one[k], start[k]) for k in one)
     assert not list((tmp_path / "broken").glob("checkpoint-*"))
+    assert not list(again.glob("*.bin")), "no pickle in what is left"
     monkeypatch.setattr(warmup, "_train", lambda *a: pytest.fail("a finished warm-up is not run again"))
     assert warmup.warm_up(asked, tmp_path / "whole") == whole
-    with pytest.raises(FaithlabError, match="other settings"):
+    with pytest.raises(FaithlabError, match=r"another run \(other seed\)"):
         warmup.warm_up(dataclasses.replace(asked, seed=1), tmp_path / "whole")
 
 

@@ -26,6 +26,15 @@ What still differs from lm-eval:
 `--check` runs lm-eval itself (0.4.12 or later) on the same model and rows, with its own task files and its own drawing
 of examples, and counts the answers that differ.
 
+In the output folder, which serves one model, data and settings:
+
+    harness.json    what was asked for
+    items.csv       one row a problem (`measure`), written after every 64; no text of the data
+    summary.csv     accuracy by measure
+
+The same command again goes on where it was stopped: problems that are finished are not run again. `--check` may be
+added to a finished one.
+
     faithlab harness smollm2 --task gsm8k --path test.jsonl --shots-path train.jsonl --n 200
     faithlab harness path/to/model --task mmlu --path mmlu/data --n 20 --check
 """
@@ -64,11 +73,13 @@ from faithlab.harness_conventions import (
 )
 from faithlab.intervals import share_interval
 from faithlab.likelihood import answer_logp
-from faithlab.models import Reasoner, load_reasoner
-from faithlab.paths import fingerprint, make_folder, user_path
+from faithlab.models import Reasoner, identity, load_reasoner
+from faithlab.paths import user_path
 from faithlab.results import write_atomically
-from faithlab.run_folder import new_folder, save_record
+from faithlab.run_folder import claim
 from faithlab.traces import Trace
+
+PART = 64  # problems between two savings
 
 
 def _ids(reasoner: Reasoner, text: str) -> list[int]:
@@ -138,6 +149,51 @@ def measure(reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str
     return table
 
 
+def measure_on(
+    reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str], path: Path, *, progress: bool = False
+) -> pd.DataFrame:
+    """`measure` in parts of up to 64 problems of one subject, each added to the table at `path` when it is done;
+    problems that are there already are not measured again.
+
+    Raises `FaithlabError` as `measure` does, and for a table that is damaged or cannot be written.
+    """
+    done = _finished(path, problems, texts)
+    for places in by_subject(problems).values():
+        left = sorted(set(places) - set(done["item"]))
+        for part in (left[i : i + PART] for i in range(0, len(left), PART)):
+            found = measure(reasoner, [problems[i] for i in part], [texts[i] for i in part], progress=progress)
+            found["item"] = part
+            done = pd.concat([done, found] if len(done) else [found]).sort_values("item", ignore_index=True)
+            write_atomically(path, done.to_csv(index=False))
+            if progress:
+                print(f"{reasoner.name}: {len(done)} of {len(problems)} problems", flush=True)
+    return done
+
+
+def _finished(path: Path, problems: Sequence[Problem], texts: Sequence[str]) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(dict(item=[]))
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(dict(item=int))
+        table = table.loc[:, ~table.columns.str.startswith("lm_eval_")]
+        for name in (c for c in table if c.startswith("right_")):
+            table[name] = table[name].map({"True": True, "False": False}).astype(bool)
+        names = [m for m in MEASURES if (m == "letter") == bool(problems[0].choices)]
+        table[[f"{column}_{name}" for name in names for column in ("answer", "right")]]
+        if table["item"].duplicated().any():
+            raise ValueError("problems are there twice")
+        for row in table.itertuples():
+            if (row.question, row.prompt) != (short_hash(problems[row.item].question), short_hash(texts[row.item])):
+                raise ValueError(f"problem {row.item} is another one")
+    except OSError as error:
+        raise FaithlabError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, IndexError, AttributeError) as error:  # pandas' own errors are ValueErrors
+        raise FaithlabError(
+            f"{path} is damaged ({error}); delete it to measure again, or give another --output"
+        ) from error
+    return table
+
+
 def summary(table: pd.DataFrame, theirs: pd.DataFrame | None = None) -> pd.DataFrame:
     """Accuracy by measure: `value, low, high, n`; with what lm-eval found also `lm_eval` (its accuracy) and how many
     problems have another answer (`differ`) or prompt (`prompts_differ`) there."""
@@ -164,35 +220,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shots", type=int, default=5, help="few-shot examples in each prompt")
     add("--seed", type=int, default=SEED, help=f"draws gsm8k's examples; lm-eval's own is {SEED}")
     add("--check", action="store_true", help="run lm-eval too, and count the answers that differ")
-    add("--output", default="runs/harness", help="where the run's new folder goes (%(default)s)")
+    add("--output", type=Path, help="the run's folder (default: runs/harness/REASONER-TASK)")
     add("--quiet", action="store_true", help="no progress")
 
 
 def command(args: argparse.Namespace) -> int:
-    """`faithlab harness`: measure, print accuracy, write items.csv and run.json."""
+    """`faithlab harness`: measure, or go on, print accuracy, write the tables."""
     if args.check:
         import_lm_eval()  # before the work, not after it
     problems, pool = _data(args)
     texts = prompts(problems, pool, args.shots, args.seed)
-    make_folder(args.output)  # where that cannot be, it shows before the work
     reasoner = load_reasoner(args.reasoner)
-    table = measure(reasoner, problems, texts, progress=not args.quiet)
-    folder = new_folder(Path(args.output))
-    write_atomically(folder / "items.csv", table.to_csv(index=False))  # should the check fail, ours is not lost
+    folder = args.output or Path("runs/harness") / f"{Path(args.reasoner).name}-{args.task}"
+    asked = dict(
+        reasoner=args.reasoner, weights=identity(args.reasoner), task=args.task, problems=len(problems),
+        shots=args.shots, seed=args.seed, prompts=short_hash("\0".join(texts)),
+        dtype=str(reasoner.model.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    record = json.dumps(asked, indent=1) + "\n"
+    claim(folder, "harness.json", record)
+    write_atomically(folder / "harness.json", record)
+    table = measure_on(reasoner, problems, texts, folder / "items.csv", progress=not args.quiet)
     theirs = by_lm_eval(reasoner, problems, pool, shots=args.shots, seed=args.seed) if args.check else None
     found = summary(table, theirs)
     items = table if theirs is None else table.join(theirs.add_prefix("lm_eval_"))
     write_atomically(folder / "items.csv", items.to_csv(index=False))
-    source = user_path(args.reasoner)
-    settings = vars(args) | dict(weights=fingerprint(source) if source.is_dir() else None)
-    save_record(folder, dict(settings=settings, parts={}, summary=json.loads(found.to_json(orient="records"))))
+    write_atomically(folder / "summary.csv", found.to_csv(index=False))
     print(f"{args.task}, {len(table)} problems, {args.shots} examples each, {reasoner.name}")
     for row in found.itertuples():
         line = f"{row.measure:<9} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
         if args.check:
             line += f"   lm-eval {row.lm_eval:.3f}: {row.differ} answers and {row.prompts_differ} prompts differ"
         print(line)
-    print(f"written: {folder / 'items.csv'}, {folder / 'run.json'}")
+    print(f"written: {folder / 'items.csv'}, {folder / 'summary.csv'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, never overwritten, with a record `run.json` from which an interrupted run resumes."""
+"""The folder of a run: never of two, with a record of what was asked for, by which an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -34,6 +34,38 @@ def new_folder(output: Path, name: str | None = None) -> Path:
         except OSError as error:
             raise FaithlabError(f"cannot make {path}: {error.strerror}; choose another --output") from error
     raise FaithlabError(f"{output / candidates[0]} exists; choose another --name, or continue it with --resume")
+
+
+def claim(folder: Path, name: str, record: str) -> None:
+    """Make the folder, unless it is there.
+
+    Raises `FaithlabError` if that fails, or the folder serves another run: if its file `name` is there and does not say
+    what `record`, JSON of a mapping, says.
+    """
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and (before := path.read_text(encoding="utf-8")) != record:
+            raise FaithlabError(f"{folder} holds another run ({_other(before, record)}); give another --output")
+    except OSError as error:
+        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
+
+
+def _other(before: str, now: str) -> str:
+    try:
+        first, second = (_flat(json.loads(text)) for text in (before, now))
+    except (ValueError, AttributeError):
+        return "its record is damaged"
+    names = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
+    return "other " + ", ".join(names)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of their parts, such as of an arm, beside one another."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        out |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return out
 
 
 def fresh_part(run: Path, part: str) -> Path:

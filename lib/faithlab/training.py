@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from faithlab import costs, held_out, processes, rewards, tasks, training_folder
+from faithlab import costs, held_out, processes, rewards, run_folder, tasks, training_folder
 from faithlab.arms import Arm, arm_names, read_arm
 from faithlab.balance import Balanced
 from faithlab.errors import FaithlabError, NotFinite, check_number, unknown
@@ -152,7 +152,7 @@ def train(arm: Arm, seed: int, folder: str | Path, *, quiet: bool = False, repor
     keep_freed_memory()
     check_number("seed", seed, 0, 2**31, whole=True)
     folder = Path(folder)
-    training_folder.claim(folder, "arm.json", training_folder.record(arm, seed))
+    run_folder.claim(folder, "arm.json", training_folder.record(arm, seed))
     if (folder / "held_out.csv").is_file():
         return held_out.summary(pd.read_csv(folder / "held_out.csv"))
     with training_folder.explaining(folder, REMEDY):

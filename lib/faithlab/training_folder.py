@@ -34,18 +34,6 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def claim(folder: Path, name: str, record: str) -> None:
-    """Make the folder, unless it is there. Raises `FaithlabError` if that fails, or it serves another run: if its file
-    `name` is there and does not say what `record` says."""
-    path = folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.read_text(encoding="utf-8") != record:
-            raise FaithlabError(f"{folder} holds a run of other settings (another arm or seed); give another --output")
-    except OSError as error:
-        raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
-
-
 def record(arm: Arm, seed: int) -> str:
     """What `arm.json` says."""
     return json.dumps(dict(arm=dataclasses.asdict(arm), seed=seed), indent=1, default=list) + "\n"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from faithlab import tasks, training_folder
+from faithlab import run_folder, tasks, training_folder
 from faithlab.errors import FaithlabError, check_number
 from faithlab.intervals import mean_interval
 from faithlab.memory import keep_freed_memory
@@ -85,7 +85,7 @@ def warm_up(asked: Warmup, output: str | Path, *, quiet: bool = False) -> Path:
     keep_freed_memory()
     folder = Path(output)
     record = json.dumps(asdict(asked), indent=1, default=list) + "\n"
-    training_folder.claim(folder, "warmup.json", record)
+    run_folder.claim(folder, "warmup.json", record)
     if (folder / "last").is_dir():
         return folder / "last"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.device_count() > 1:
@@ -140,7 +140,7 @@ def _train(asked: Warmup, folder: Path, record: str, quiet: bool) -> Path:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=training_folder.last_checkpoint(folder))
-    trainer.save_model(str(folder / "last.part"))
+    reasoner.model.save_pretrained(folder / "last.part")  # the trainer's own way adds its settings as a pickle
     reasoner.tokenizer.save_pretrained(folder / "last.part")
     (folder / "last.part").rename(folder / "last")  # a model that is there is whole
     for path in folder.glob("checkpoint-*"):
