@@ -341,6 +341,24 @@ def test_a_folder_serves_one_request(tmp_path, monkeypatch):
         run(monkeypatch, *paths, "--n", 2)
 
 
+def test_a_check_may_be_added_and_is_kept(tmp_path, monkeypatch, capsys):
+    call = ["--path", jsonl(tmp_path / "test.jsonl", SUMS[:2]), "--shots", 0, "--output", tmp_path / "out"]
+    run(monkeypatch, *call)
+    ours = pd.read_csv(tmp_path / "out" / "items.csv", dtype=str, keep_default_na=False)
+    said = ours[["prompt", "answer_strict", "answer_flexible"]].assign(right_strict=False, right_flexible=False)
+    said.loc[1, ["answer_flexible", "right_flexible"]] = ["5", True]
+    monkeypatch.setattr(harness, "import_lm_eval", lambda: None)
+    monkeypatch.setattr(harness, "by_lm_eval", lambda *a, **k: said)
+    capsys.readouterr()
+    assert run(monkeypatch, *call, "--check") == 0
+    found = capsys.readouterr().out
+    assert "lm-eval 0.500: 1 answers and 0 prompts differ" in found
+    monkeypatch.setattr(harness, "by_lm_eval", lambda *a, **k: pytest.fail("it is there already"))
+    for argv in ((), ("--check",)):
+        assert run(monkeypatch, *call, *argv) == 0
+        assert capsys.readouterr().out == found
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -33,7 +33,7 @@ In the output folder, which serves one model, data and settings:
     summary.csv     accuracy by measure
 
 The same command again goes on where it was stopped: problems that are finished are not run again. `--check` may be
-added to a finished one.
+added to a finished run, and what it found is kept.
 
     faithlab harness smollm2 --task gsm8k --path test.jsonl --shots-path train.jsonl --n 200
     faithlab harness path/to/model --task mmlu --path mmlu/data --n 20 --check
@@ -80,6 +80,7 @@ from faithlab.run_folder import claim
 from faithlab.traces import Trace
 
 PART = 64  # problems between two savings
+THEIRS = "lm_eval_"  # in front of the columns of what lm-eval found
 
 
 def _ids(reasoner: Reasoner, text: str) -> list[int]:
@@ -153,7 +154,7 @@ def measure_on(
     reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str], path: Path, *, progress: bool = False
 ) -> pd.DataFrame:
     """`measure` in parts of up to 64 problems of one subject, each added to the table at `path` when it is done;
-    problems that are there already are not measured again.
+    problems that are there already are not measured again. What lm-eval said of them stands in columns `lm_eval_…`.
 
     Raises `FaithlabError` as `measure` does, and for a table that is damaged or cannot be written.
     """
@@ -175,8 +176,7 @@ def _finished(path: Path, problems: Sequence[Problem], texts: Sequence[str]) -> 
         return pd.DataFrame(dict(item=[]))
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(dict(item=int))
-        table = table.loc[:, ~table.columns.str.startswith("lm_eval_")]
-        for name in (c for c in table if c.startswith("right_")):
+        for name in (c for c in table if "right_" in c):
             table[name] = table[name].map({"True": True, "False": False}).astype(bool)
         names = [m for m in MEASURES if (m == "letter") == bool(problems[0].choices)]
         table[[f"{column}_{name}" for name in names for column in ("answer", "right")]]
@@ -241,15 +241,17 @@ def command(args: argparse.Namespace) -> int:
     claim(folder, "harness.json", record)
     write_atomically(folder / "harness.json", record)
     table = measure_on(reasoner, problems, texts, folder / "items.csv", progress=not args.quiet)
-    theirs = by_lm_eval(reasoner, problems, pool, shots=args.shots, seed=args.seed) if args.check else None
-    found = summary(table, theirs)
-    items = table if theirs is None else table.join(theirs.add_prefix("lm_eval_"))
-    write_atomically(folder / "items.csv", items.to_csv(index=False))
+    mine = ~table.columns.str.startswith(THEIRS)
+    table, theirs = table.loc[:, mine], table.loc[:, ~mine].rename(columns=lambda name: name.removeprefix(THEIRS))
+    if args.check and theirs.empty:
+        theirs = by_lm_eval(reasoner, problems, pool, shots=args.shots, seed=args.seed)
+        write_atomically(folder / "items.csv", table.join(theirs.add_prefix(THEIRS)).to_csv(index=False))
+    found = summary(table, None if theirs.empty else theirs)
     write_atomically(folder / "summary.csv", found.to_csv(index=False))
     print(f"{args.task}, {len(table)} problems, {args.shots} examples each, {reasoner.name}")
     for row in found.itertuples():
         line = f"{row.measure:<9} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-        if args.check:
+        if not theirs.empty:
             line += f"   lm-eval {row.lm_eval:.3f}: {row.differ} answers and {row.prompts_differ} prompts differ"
         print(line)
     print(f"written: {folder / 'items.csv'}, {folder / 'summary.csv'}")
