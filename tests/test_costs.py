@@ -2,6 +2,7 @@
 while each method works, weights and cache against what tensors hold."""
 
 import doctest
+import math
 import shutil
 import weakref
 from types import SimpleNamespace
@@ -164,6 +165,37 @@ def test_a_whole_method(eager, method, monkeypatch):
     t = a_trace(eager)
     expected = flops(Shape.of(eager.model.config), lengths_of(t))[method]
     assert expected == pytest.approx(counted(lambda: WHOLE[method](eager, [t])), rel=0.15)
+
+
+def test_a_step_of_the_mask_as_published(eager, monkeypatch):
+    t = a_trace(eager)
+    monkeypatch.setattr(costs, "PUBLISHED_STEPS", 1)
+    expected = flops(Shape.of(eager.model.config), lengths_of(t))["mask as published"]
+    assert expected == pytest.approx(counted(lambda: published(eager, t)), rel=0.15)
+
+
+@pytest.mark.parametrize("n", [200, 1000])
+def test_flow_after_capture(n):
+    """Below the diagonal only; torch's counter is told what a triangular system takes, which it does not know."""
+
+    def system(matrix, right, *args, **kwargs):
+        return math.prod(matrix) * right[-1]
+
+    solve = torch.ops.aten.linalg_solve_triangular
+    with FlopCounterMode(display=False, custom_mapping={solve: system}) as counter:
+        trace_flows(torch.rand(1, n, n).tril_().div_(n), [slice(0, 50)], [slice(n - 10, n)])
+    expected = flops(SHAPES["llama-3.2-3b"], Lengths(50, n - 60, 10))["flow, after capture"]
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_resampling(eager, monkeypatch):
+    """How long the continuations are is the model's choice; the formula takes half the reasoning, and the answer."""
+    t = a_trace(eager)
+    lengths = lengths_of(t)
+    monkeypatch.setattr(footprints, "SENTENCE", lengths.reasoning / len(units_of(t, "sentence")))
+    seen = counted(lambda: token_effects(eager, [t], method="resample", unit="sentence"))
+    expected = flops(Shape.of(eager.model.config), lengths)["every sentence resampled 8 times"]
+    assert expected == pytest.approx(seen, rel=0.25)
 
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "gpt2"])  # its feed-forward is not gated

@@ -12,8 +12,8 @@ in the steps of a mask and in writing, are mostly starts; `seconds` counts both.
     >>> float(table(shape, Lengths(prompt=200, reasoning=800, answer=10)).loc["forward pass", "TFLOP"].round(1))
     6.8
 
-The tests lay the arithmetic of all methods but flow, the mask as published and the resampling beside torch's own
-counter of operations; notebook 10 lays the time of all but the two dearest, the mask as published and the resampling,
+The tests lay the arithmetic of every method beside torch's own counter of operations (the mask as published: one of its
+steps); notebook 10 lays the time of all but the two dearest, the mask as published and the resampling,
 beside a clock.
 """
 
@@ -80,7 +80,7 @@ def phases(shape: Shape, lengths: Lengths, traces: int = 1) -> dict[str, list[Ph
         "forward pass": [Phase(shape.rows(n, n), 1)],
         "GRPO's gradient": [Phase(3 * shape.rows(n, n), 3)],
         "capture of attention": [Phase(shape.rows(n, n, layers=depth, logits=0) + last + maps, depth / shape.layers)],
-        "flow, after capture": [Phase(4.0 * n * n)],  # two sweeps over all columns
+        "flow, after capture": [Phase(2.0 * n * n)],  # two sweeps over what lies below the diagonal
         "one-step gradient of the mask": mask(n - a, tail, tail, 1),
         "mask, scope answer": [ends, *mask(n - a, tail, tail)],
         "mask, scope all": [
