@@ -175,7 +175,7 @@ class SaliencyReward:
             train_network=train_network, **options,
         )  # fmt: skip
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
-        self.gate, self.options, self.trainer = gate, options, None
+        self.gate, self.options, self.mask_trainer = gate, options, None
         self.chat_template_kwargs = chat_template_kwargs
         self._called: float | None = None  # when the last call ended
         self.__name__ = "saliency"  # what TRL logs it as
@@ -183,7 +183,7 @@ class SaliencyReward:
             network = network or MaskNetwork.for_model(reasoner.model)
             self.network = network
             if train_network:
-                self.trainer = MaskTrainer(network, rate=network_rate, pad_id=reasoner.pad_id, **options)
+                self.mask_trainer = MaskTrainer(network, rate=network_rate, pad_id=reasoner.pad_id, **options)
 
     def __call__(
         self, prompts, completions, completion_ids=None, log_metric=None, log_extra=None, **columns
@@ -224,8 +224,8 @@ class SaliencyReward:
         rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
         if self.method == "network":
             self.network.to(self.reasoner.device)  # a trainer may have moved the policy since
-        if self.trainer is not None and self.reasoner.model.training:  # evaluation must not move the network
-            for name, value in self.trainer.step(self.reasoner.model, traces).items():  # by every process
+        if self.mask_trainer is not None and self.reasoner.model.training:  # evaluation must not move the network
+            for name, value in self.mask_trainer.step(self.reasoner.model, traces).items():  # by every process
                 if log_metric is not None:
                     log_metric(f"mask_network/{name}", value)
         if usable:
@@ -262,8 +262,8 @@ class SaliencyReward:
         """Keep the mask network and its optimiser with a checkpoint, so that training can go on from there."""
         if self.method == "network":
             self.network.save(folder)
-            if self.trainer is not None:
-                self.trainer.save(folder)
+            if self.mask_trainer is not None:
+                self.mask_trainer.save(folder)
 
     def load(self, folder: str | Path) -> None:
         """Take up what `save` kept. Raises `FaithlabError` for a folder without it."""
@@ -271,8 +271,8 @@ class SaliencyReward:
             kept = MaskNetwork.load(folder, self.reasoner.device)
             self.network.to(self.reasoner.device)  # before the optimiser's state, which follows it
             self.network.load_state_dict(kept.state_dict())
-            if self.trainer is not None:
-                self.trainer.load(folder)
+            if self.mask_trainer is not None:
+                self.mask_trainer.load(folder)
 
 
 def group_numbers(prompts: Sequence) -> Tensor:
