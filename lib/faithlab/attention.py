@@ -41,7 +41,7 @@ __all__ = [
     "read_layers",
 ]
 
-WANTS = ("profiles", "maps", "mean_map", "layer_maps", "received", "entropy")
+WANTS = ("profiles", "waad", "fai", "maps", "mean_map", "layer_maps", "received", "entropy")
 LAYER_RANGES = ("middle", "bottom", "top", "all")
 READ = 5  # layers of a range
 LIKE = 0.8  # of the longest of a batch is the shortest, at least
@@ -134,8 +134,8 @@ def capture(
         model: any causal language model of transformers, on any device, with any attention backend.
         traces: padded to a batch of each length's like; nothing depends on the padding.
         layers: see `read_layers`.
-        want: "profiles" (WAAD, FAI), "maps" (local and global), "mean_map", "layer_maps", "received" (with kurtosis),
-            "entropy". Every map asked for is N x N a trace; the others are vectors.
+        want: "waad", "fai", or "profiles" for both, "maps" (local and global), "mean_map", "layer_maps", "received"
+            (with kurtosis), "entropy". Every map asked for is N x N a trace; the others are vectors.
         groups: an earlier result whose local and global heads (and layers) are used again, instead of choosing.
         window, horizon, fraction: of WAAD, FAI and the head split; see `faithlab.heads`.
         quiet: do not print the memory estimate.
@@ -147,6 +147,7 @@ def capture(
     for name in want:
         if name not in WANTS:
             raise unknown("thing to capture", name, WANTS)
+    want = {*want} | ({"waad", "fai"} if "profiles" in want else set())
     if not traces:
         raise FaithlabError("no traces to read attention of; give at least one")
     config = model.config.get_text_config()
@@ -163,7 +164,7 @@ def capture(
         recorded = record(model, batch, chosen, entropy="entropy" in want)
         found |= {i: _Reading(recorded, row, traces[i], chosen) for row, i in enumerate(places)}
     readings = [found[i] for i in range(len(traces))]
-    parts = [r.first_pass(want) for r in readings]
+    parts = [r.first_pass(want, window, horizon) for r in readings]
     distance = torch.stack([p["distance"] for p in parts]).mean(0)
     if not torch.isfinite(distance).all():
         raise FaithlabError("attention is not finite: load the model in float32, or check its weights for NaN")
@@ -172,8 +173,14 @@ def capture(
     else:
         local, global_ = groups.local.to(distance.device), groups.global_.to(distance.device)
     for r, part in zip(readings, parts, strict=True):
-        if "profiles" in want or "maps" in want:
-            part |= r.second_pass(local, global_, want, window, horizon)
+        for name, group in (
+            ("waad", local),
+            ("fai", global_),
+        ):  # linear in attention, so that heads may be averaged last
+            if name in want:
+                part[name] = part[name].flatten(0, 1)[group].mean(0)
+        if "maps" in want:
+            part |= r.second_pass(local, global_)
         if "entropy" in want:
             part["entropy"] = r.entropy()
         part |= {name: value.cpu() for name, value in part.items()}
@@ -193,7 +200,7 @@ def _of_like_length(traces: Sequence[Trace]) -> list[list[int]]:
 
 
 class _Reading:
-    """The recorded queries and keys of one trace, and the two passes over their attention probabilities."""
+    """The recorded queries and keys of one trace, and the passes over their attention probabilities."""
 
     def __init__(self, recorded: Recorded, row: int, trace: Trace, layers: Sequence[int]):
         start = int(recorded.starts[row])
@@ -221,8 +228,9 @@ class _Reading:
                 last = min(first + size, end)
                 yield number, first, last, layer.probabilities(q[:, first:last], k[:, :last], first)
 
-    def first_pass(self, want: Sequence[str]) -> dict[str, Tensor]:
-        """Distances of all heads, and what is read from all of them."""
+    def first_pass(self, want: Sequence[str], window: int, horizon: tuple[int, int | None]) -> dict[str, Tensor]:
+        """Distances of all heads, and what is read from all of them; profiles [layer, head, response] of each head, for
+        which are local and which global is known when all traces have been read."""
         n, lo = self.n, heads.HORIZON[0]
         device = self.layers[0].query.device
         count, per_layer = len(self.layers), self.layers[0].query.shape[1]
@@ -233,12 +241,14 @@ class _Reading:
         layered = "layer_maps" in want or "mean_map" in want
         maps = torch.zeros(count if "layer_maps" in want else 1, n, n, device=device) if layered else None
         positions = torch.arange(n, device=device, dtype=torch.float32)
+        profiles = heads.Profiles((count, per_layer, n), self.response, want, window, horizon, device)
         within = None if layered else self.response  # nobody asks for the prompt's rows otherwise
         for number, first, last, probs in self.chunks([None] * count, within):
             rows = inside[first:last]
             # sum_s P (t - s) = t - sum_s P s, since rows sum to 1: no matrix of distances is needed
             reach = positions[first:last] - probs @ positions[:last]
             distance[number] += (reach * rows).sum(-1)
+            profiles.add(number, first, last, probs)
             if received is not None:
                 ahead = positions[first:last, None] - positions[None, :last] >= lo
                 received[number, :, :last] += (probs * (ahead * rows[:, None])).sum(1)
@@ -249,6 +259,7 @@ class _Reading:
             out["layer_maps"] = maps / per_layer
         if "mean_map" in want:
             out["mean_map"] = maps.sum(0) / (count * per_layer)
+        out |= profiles.finished()
         if received is not None:
             rows = torch.arange(n, device=device)[self.response]
             later = (len(rows) - lo - torch.arange(len(rows), device=device)).clamp(min=0)
@@ -257,30 +268,15 @@ class _Reading:
             out["kurtosis"] = heads.kurtosis(out["received"])
         return out
 
-    def second_pass(self, local, global_, want, window, horizon) -> dict[str, Tensor]:
-        """The mean maps of the two head groups, and the profiles over the response that follow from them."""
+    def second_pass(self, local: Tensor, global_: Tensor) -> dict[str, Tensor]:
+        """The mean maps of the two head groups."""
         per_layer, device = self.layers[0].query.shape[1], self.layers[0].query.device
         out: dict[str, Tensor] = {}
-        response = torch.arange(self.response.start, self.response.stop, device=device)
-        waad, fai = torch.zeros(2, self.n, device=device)
         for name, group in (("local_map", local.tolist()), ("global_map", global_.tolist())):
-            if "maps" in want:
-                out[name] = torch.zeros(self.n, self.n, device=device)
+            out[name] = torch.zeros(self.n, self.n, device=device)
             picked = [[i % per_layer for i in group if i // per_layer == k] for k in range(len(self.layers))]
-            for _, first, last, probs in self.chunks(picked, None if "maps" in want else self.response):
-                part = probs.sum(0) / len(group)
-                rows = response[(response >= first) & (response < last)]
-                if "maps" in want:
-                    out[name][first:last, :last] += part
-                if "profiles" in want and name == "local_map":
-                    waad[rows] += heads.waad_of_rows(part[rows - first], rows, window)
-                elif "profiles" in want:
-                    keys = response[response < last]
-                    fai[keys] += heads.fai_of_rows(part[rows - first], rows, keys, *horizon)
-        if "profiles" in want:
-            count = heads.rows_in_reach(response, *horizon)
-            out["waad"] = waad[response]
-            out["fai"] = torch.where(count > 0, fai[response] / count, torch.nan)
+            for _, first, last, probs in self.chunks(picked):
+                out[name][first:last, :last] += probs.sum(0) / len(group)
         return out
 
     def entropy(self) -> Float[Tensor, " response"]:

@@ -13,8 +13,9 @@ says nothing about others: then the interval is over problems only.
 
 Nor is the second enough where many arms are compared: of three seeds some agree by chance, and with Satterthwaite's
 degrees of freedom their p is far too small to be corrected for the number of looks. So the variance between seeds is
-steadied by that of all comparisons in a table (`faithlab.moderation`). A comparison that stands alone has no others to
-lean on: with three seeds its 5 % are up to 8 %.
+steadied by that of all comparisons in a table (`faithlab.moderation`): of tables without any true difference a tenth
+then have one that stands at worst, where arms differ much in how far their seeds lie apart, and else the twentieth part
+that is meant. A comparison that stands alone has no others to lean on: with three seeds its 5 % are up to 8 %.
 
 Where all differences are alike neither has anything to work with. Then p is that of the sign test (two problems that
 both went up are no proof), and with a `support` that ends on both sides, indicators have Wilson's interval of n of n;
@@ -37,6 +38,7 @@ from faithlab.intervals import ends_of_alike
 from faithlab.moderation import moderated
 
 RESAMPLES = 10_000
+ROUNDING = 1e-12  # of the largest value: what is less is no difference
 BLOCK = 2**24  # numbers that are drawn at a time, in 128 MiB
 
 
@@ -100,7 +102,7 @@ def difference(
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
     value, (error, freedom) = float(gap[known].mean()), _standard_error(gap, between_seeds)
-    rounding = 1e-12 * max(1, np.abs(one[~np.isnan(one)]).max())
+    rounding = ROUNDING * max(1, np.abs(one[~np.isnan(one)]).max())
     if np.ptp(gap[known]) < rounding:
         p = 2 * 0.5 ** max(seeds, problems) if abs(value) > rounding else 1.0
         return Difference(value, value, value, max(p, 2 / (resamples + 1)), math.nan, seeds, problems)
@@ -121,7 +123,10 @@ def _measured(gap: Float[np.ndarray, "seed problem"]) -> Float[np.ndarray, "seed
 def _between(gap: Float[np.ndarray, "seed problem"], axis: int) -> tuple[float, float]:
     """Variance of the means along an axis, and its degrees of freedom: NaN and 0 for a single mean."""
     means = np.nanmean(gap, axis=axis)
-    return (float(np.var(means, ddof=1)), len(means) - 1) if len(means) > 1 else (math.nan, 0)
+    if len(means) < 2:
+        return math.nan, 0
+    alike = np.ptp(means) < ROUNDING * max(1, np.abs(means).max())
+    return 0.0 if alike else float(np.var(means, ddof=1)), len(means) - 1
 
 
 def _standard_error(
@@ -225,17 +230,17 @@ def compare_pairs(
     gaps = [_measured(one - other) for one, other in cells]
     spread = [_between(gap, 1) if gap.size else (math.nan, 0) for gap in gaps]
     ends, rows = support and (support[0] - support[1], support[1] - support[0]), []
-    for (arm, base), two, steadied in zip(pairs, cells, zip(*_moderated(spread), strict=True), strict=True):
+    seeds = {
+        name: len(matrix(table, name, quantity, condition=condition, unit=unit)) for pair in pairs for name in pair
+    }
+    variances, freedom = np.array(spread, dtype=float).reshape(-1, 2).T
+    found = moderated(variances, freedom, most=sum(n - 1 for n in seeds.values()))  # pairs may share an arm
+    steady = zip(found[0].tolist(), found[1].tolist(), strict=True)
+    for (arm, base), two, steadied in zip(pairs, cells, steady, strict=True):
         found = difference(*two, between_seeds=steadied, resamples=resamples, seed=seed)
         rows.append(dict(arm=arm, against=base, **_within(found, ends)._asdict()))
     out = pd.DataFrame(rows, columns=["arm", "against", *Difference._fields])
     return out.assign(p_holm=holm(out["p"]))
-
-
-def _moderated(spread: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    variances, freedom = np.array(spread, dtype=float).reshape(-1, 2).T
-    found = moderated(variances, freedom)
-    return found[0].tolist(), found[1].tolist()
 
 
 def _both(

@@ -18,8 +18,10 @@ never wins a ranking.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from faithlab.errors import FaithlabError
@@ -83,18 +85,15 @@ def waad(local_map: Float[Tensor, "query key"], response: Span, window: int = WI
     _square(local_map)
     n = local_map.shape[-1]
     rows = span_indices(response, n, local_map.device)
-    return waad_of_rows(local_map[rows], rows, window)
+    return (local_map[rows] * look_back(rows, n, window)).sum(-1)
 
 
-def waad_of_rows(
-    probs: Float[Tensor, "row key"], rows: Int[Tensor, " row"], window: int = WINDOW
-) -> Float[Tensor, " row"]:
-    """WAAD from some rows of a map: `rows` are their query positions, keys are counted from 0 and may end early. Raises
-    `FaithlabError` for window < 1."""
+def look_back(rows: Int[Tensor, " row"], keys: int, window: int = WINDOW) -> Float[Tensor, "row key"]:
+    """What WAAD weighs attention with, `min(t - s, window)` for the query positions t in `rows` and the first `keys`
+    keys, 0 where `s > t`. Raises `FaithlabError` for window < 1."""
     if window < 1:
         raise FaithlabError(f"window={window} is not possible; use window >= 1")
-    back = rows[:, None] - torch.arange(probs.shape[-1], device=probs.device)
-    return (probs * back.clamp(0, window).to(probs.dtype)).sum(-1)
+    return (rows[:, None] - torch.arange(keys, device=rows.device)).clamp(0, window).float()
 
 
 def fai(
@@ -111,30 +110,69 @@ def fai(
     _square(global_map)
     n = global_map.shape[-1]
     rows = span_mask(response, n, global_map.device).nonzero().flatten()
-    total, count = fai_of_rows(global_map[..., rows, :], rows, rows, lo, hi), rows_in_reach(rows, lo, hi)
+    among = global_map[..., rows, :][..., rows]
+    total, count = torch.where(in_reach(rows, rows, lo, hi), among, 0.0).sum(-2), rows_in_reach(rows, lo, hi)
     return torch.where(count > 0, total / count, torch.nan)
 
 
-def fai_of_rows(
-    probs: Float[Tensor, "*head row key"],
-    rows: Int[Tensor, " row"],
-    keys: Int[Tensor, " response"],
-    lo: int,
-    hi: int | None,
-) -> Float[Tensor, "*head response"]:
-    """What some rows of a map give to `keys`: the sum over those of `rows` that are in reach of each. Raises
-    `FaithlabError` unless 0 <= lo <= hi."""
+def in_reach(rows: Int[Tensor, " row"], keys: Int[Tensor, " key"], lo: int, hi: int | None) -> Bool[Tensor, "row key"]:
+    """Which rows t FAI reads for which keys s: `s + lo <= t <= s + hi`. Raises `FaithlabError` unless 0 <= lo <= hi."""
     if lo < 0 or (hi is not None and hi < lo):
         raise FaithlabError(f"a horizon from {lo} to {hi} tokens ahead is empty; use 0 <= lo <= hi")
-    ahead = rows[:, None] - keys[None]  # [later row, response key]
-    reach = (ahead >= lo) & (ahead <= (torch.inf if hi is None else hi))
-    return torch.where(reach, probs[..., keys], 0.0).sum(-2)
+    ahead = rows[:, None] - keys[None]
+    return (ahead >= lo) & (ahead <= (torch.inf if hi is None else hi))
 
 
 def rows_in_reach(rows: Int[Tensor, " response"], lo: int, hi: int | None) -> Int[Tensor, " response"]:
     """How many of the response's rows, in order, FAI averages over at each of its tokens."""
     last = rows.new_tensor(len(rows)) if hi is None else torch.searchsorted(rows, rows + hi, right=True)
     return (last - torch.searchsorted(rows, rows + lo)).clamp(min=0)
+
+
+class Profiles:
+    """WAAD and FAI over a response, of every head of some layers, added up in chunks of rows: of whole maps only a part
+    need be held. Which heads are local and which global may be decided afterwards, for both are linear in attention:
+    the profile of a mean map is the mean of the heads' profiles.
+
+    `shape` is (layers, heads, tokens); `want` names "waad", "fai", both or neither. Raises `FaithlabError` as
+    `look_back` and `in_reach` do.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], response: slice, want: Collection[str], window: int,
+        horizon: tuple[int, int | None], device=None,
+    ):  # fmt: skip
+        self.response, self.window, self.horizon = response, window, horizon
+        self.positions = torch.arange(shape[-1], device=device)
+        self.sums = {name: torch.zeros(shape, device=device) for name in ("waad", "fai") if name in want}
+        self._known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}  # the same in every layer
+
+    def add(self, layer: int, first: int, last: int, probs: Float[Tensor, "head row key"]) -> None:
+        """Rows `first` to `last` of all heads' maps, with keys up to `last`."""
+        here = slice(max(first, self.response.start), min(last, self.response.stop))
+        if not self.sums or here.start >= here.stop:
+            return
+        part, keys = probs[:, here.start - first : here.stop - first], slice(self.response.start, here.stop)
+        back, reach = self._weights(here.start, here.stop, last)
+        if "waad" in self.sums:
+            self.sums["waad"][layer, :, here] = (part * back).sum(-1)
+        if "fai" in self.sums:
+            self.sums["fai"][layer, :, keys] += (part[..., keys] * reach).sum(-2)
+
+    def _weights(self, start: int, stop: int, last: int) -> tuple[Tensor, Tensor]:
+        key = start, stop, last
+        if key not in self._known:
+            rows, keys = self.positions[start:stop], self.positions[self.response.start : stop]
+            self._known[key] = look_back(rows, last, self.window), in_reach(rows, keys, *self.horizon).float()
+        return self._known[key]
+
+    def finished(self) -> dict[str, Float[Tensor, "layer head response"]]:
+        """Each profile that was wanted; FAI is NaN where no row is in reach."""
+        out = {name: values[..., self.response] for name, values in self.sums.items()}
+        if "fai" in out:
+            count = rows_in_reach(self.positions[self.response], *self.horizon)
+            out["fai"] = torch.where(count > 0, out["fai"] / count, torch.nan)
+        return out
 
 
 def kurtosis(profile: Float[Tensor, "*head token"]) -> Float[Tensor, "*head"]:

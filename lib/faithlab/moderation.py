@@ -9,7 +9,8 @@ d0 degrees of freedom around s0^2, both estimated from all of them, and each is 
     (d0 s0^2 + d s^2) / (d0 + d),   with d0 + d degrees of freedom, at most those of all together.
 
 Alike variances give a large d0 and are pooled; unlike ones a small d0, and each keeps its own. One's own variance is
-never made smaller here: an arm whose seeds lie far apart does so for a reason, such as a collapse of one of them.
+never made smaller here, and where it is kept, so are its own degrees of freedom: an arm whose seeds lie far apart does
+so for a reason, such as a collapse of one of them, of which the others know nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from faithlab.errors import FaithlabError
 Numbers = Float[np.ndarray, " comparison"]
 
 
-def moderated(variances: Numbers, freedom: Numbers) -> tuple[Numbers, Numbers]:
+def moderated(variances: Numbers, freedom: Numbers, most: float = math.inf) -> tuple[Numbers, Numbers]:
     """Moderated variances, none below its own, and their degrees of freedom.
 
-    `variances` are sample variances with `freedom` degrees each; NaN variances and those without freedom come back as
+    `variances` are sample variances with `freedom` degrees each, and `most` is how many independent degrees there are
+    in all: fewer than their sum where comparisons share an arm. NaN variances and those without freedom come back as
     they are, and so do all where fewer than two are above 0. A variance of 0 is moved and has no part in the estimate.
     Raises `FaithlabError` for unlike lengths and negative values.
     """
@@ -42,8 +44,9 @@ def moderated(variances: Numbers, freedom: Numbers) -> tuple[Numbers, Numbers]:
         return own, d
     centre, weight = prior(own[there & (own > 0)], d[there & (own > 0)])
     moved = np.full_like(own, centre) if math.isinf(weight) else (weight * centre + d * own) / (weight + d)
-    together = np.minimum(weight + d, d[there].sum())
-    return np.where(there, np.maximum(own, moved), own), np.where(there, together, d)
+    lifted = there & (moved > own)
+    together = np.maximum(d, np.minimum(weight + d, min(most, d[there].sum())))
+    return np.where(lifted, moved, own), np.where(lifted, together, d)
 
 
 def prior(variances: Numbers, freedom: Numbers) -> tuple[float, float]:

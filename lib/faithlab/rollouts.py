@@ -26,8 +26,8 @@ from faithlab.traces import Trace
 
 # What a score is read from: a want of `attention.capture`, or None for those of `faithlab.token_scores`.
 SCORES: dict[str, str | None] = {
-    "waad": "profiles",
-    "fai": "profiles",
+    "waad": "waad",
+    "fai": "fai",
     "flow": "mean_map",
     "received": "mean_map",
     "entropy": "entropy",
@@ -165,7 +165,7 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
     written = sorted(
         (i for i, t in enumerate(traces) if t.response.stop > t.response.start), key=lambda i: -len(traces[i])
     )
-    choose = "profiles" in wanted and options["groups"] is None
+    choose = bool({"waad", "fai"} & {*wanted}) and options["groups"] is None
     longest = len(traces[written[0]]) if written else 1
     size = max(1, min(TOKENS_PER_PASS // longest, MAP_ENTRIES // longest**2 if "mean_map" in wanted else len(written)))
     parts = [written[first : first + size] for first in range(0, len(written), size)]
