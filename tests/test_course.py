@@ -33,6 +33,16 @@ def run_cell(source, capsys):
     return outcome
 
 
+@pytest.mark.parametrize("name", IDS)
+def test_slips_of_the_pen_are_told_without_python_s_words(name):
+    """A function without `return`, a dictionary without its entries, and the one in the place of the other."""
+    for answer in (lambda *a, **k: None, {}, {"nothing": 1}, 3, lambda: 3, [1, 2]):
+        said = judge(name, answer)
+        assert said.status == exercises.WRONG
+        for word in ("KeyError", "not subscriptable", "not callable", "NoneType"):
+            assert word not in said.message, (answer, said.message)
+
+
 @pytest.mark.parametrize(("stem", "e"), EXERCISES, ids=IDS)
 def test_stub_is_not_done_and_solution_is_right(stem, e, capsys):
     assert run_cell(e.stub, capsys).status == exercises.OPEN
@@ -112,7 +122,7 @@ def test_copies_do_not_overwrite_work(tmp_path, capsys):
         (None, "not done", "None"),
         ({"a": [1, None]}, "not done", "None"),
         (lambda: {}["x"], "wrong", "KeyError: 'x', in your line"),
-        (3, "wrong", "not callable"),
+        (3, "wrong", "A function is asked for"),
     ],
 )
 def test_what_a_check_says_of_odd_answers(answer, status, words):

@@ -348,6 +348,39 @@ def test_two_commands_cannot_share_a_folder_for_different_things(tmp_path):
         first.finished("one")
 
 
+def test_a_table_with_a_damaged_cell_is_not_counted(tmp_path, parts_of_two):
+    evaluate.evaluate(["abacus"], tmp_path, **SMALL)
+    path = tmp_path / "abacus.problems.csv"
+    good, table = path.read_text(), pd.read_csv(path)
+    right = table.columns.get_loc("right")
+    cells = good.splitlines()[1].split(",")
+
+    def with_right(text):
+        return good.replace(",".join(cells), ",".join([*cells[:right], text, *cells[right + 1 :]]), 1)
+
+    for damaged, says in (
+        (with_right("abc"), "right holds what is no number"),
+        (with_right("a\0"), "right holds what is no number"),
+        (with_right("-5"), "right lies beyond 0 and 1"),
+        (with_right(""), "right is not the share"),
+        (with_right("0.25" if cells[right] != "0.25" else "0.75"), "right is not the share"),
+        (good[:-4], "its last line is cut short"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(FaithlabError, match=rf"is damaged \({says}.*\): delete it"):
+            evaluate.evaluate(["abacus"], tmp_path, **SMALL)
+    path.write_text(good)
+    evaluate.evaluate(["abacus"], tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "comparison.csv"])
+def test_files_of_somebody_else_are_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FaithlabError, match=rf"{name} is there, and no evaluation.json says what of; move it"):
+        evaluate.evaluate(["abacus"], tmp_path, **SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
 def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
     evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
     for other, named in ((dict(seed=1), "seed"), (dict(groups=("text",), samples=3), "groups, samples")):
@@ -369,7 +402,7 @@ def test_mistakes_cost_nothing_and_are_named(tmp_path, capsys, parts_of_two):
         b"problem,right\n0,1\n2,1\n",
     ):
         (tmp_path / "one" / "abacus.problems.csv").write_bytes(damage)
-        with pytest.raises(FaithlabError, match=r"problems\.csv is damaged: delete it to measure abacus again"):
+        with pytest.raises(FaithlabError, match=r"problems\.csv is damaged \(.+\): delete it to measure abacus again"):
             evaluate.evaluate(["abacus"], tmp_path / "one", **SMALL)
     (tmp_path / "one" / "evaluation.json").write_text("{")
     with pytest.raises(FaithlabError, match=r"evaluation\.json is damaged"):

@@ -408,6 +408,33 @@ def test_in_a_browser_the_backbone_is_drawn_and_the_address_keeps_the_state(expl
 
 
 @browser.needs_browser
+def test_in_a_browser_sentences_are_read_one_by_one(explained, tmp_path):
+    script = """
+    document.querySelector('input[name="level"][value="sentence"]').click();
+    const text = document.querySelector(".reasoning-list"), status = document.querySelector(".status");
+    const event = (key) => new KeyboardEvent("keydown", { key, bubbles: true });
+    const press = (key) => { text.dispatchEvent(event(key)); return status.textContent; };
+    const said = data[0].sentences.map(() => press("ArrowRight"));
+    const tables = [...document.querySelectorAll("table.top:not(.hidden)")];
+    return { said, again: press("ArrowRight"), back: press("ArrowLeft"), end: press("End"), home: press("Home"),
+      head: document.querySelector(".tops").textContent, levels: [...new Set(tables.map((t) => t.dataset.level))],
+      rows: tables.map((t) => t.textContent).join(" ") };
+    """
+    found = browser.run(page([explained]), script, tmp_path)
+    sentences = ["".join(t for t, _ in explained.tokens[a : b + 1]).strip() for a, b in explained.sentences]
+    assert len(sentences) > 2
+    for text, said in zip(sentences, found["said"], strict=True):
+        assert said.startswith(f"sentence “{text}” of the reasoning: ")
+    assert found["again"] == found["said"][-1] == found["end"] and found["back"] == found["said"][-2]
+    assert found["home"] == found["said"][0]
+    kind = next(iter(KINDS))
+    best = max(range(len(sentences)), key=lambda k: abs(explained.sentence_scores[kind][k]))
+    assert (
+        found["head"] == "Strongest sentences" and found["levels"] == ["sentence"] and sentences[best] in found["rows"]
+    )
+
+
+@browser.needs_browser
 def test_in_a_browser_keys_move_and_screen_readers_hear(explained, tmp_path):
     script = """
     const text = document.querySelector(".reasoning-list"), status = document.querySelector(".status");
@@ -519,6 +546,7 @@ def test_bad_input(argv, message, capsys, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(place, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("faithlab.explain.load_reasoner", lambda name: pytest.fail("minutes are lost"))
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "kept").touch()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     output = tmp_path / "file" / "runs" if place == "file" else tmp_path
@@ -559,3 +587,27 @@ def test_saving_leaves_the_backend_and_no_figure_behind(explained, tmp_path, mon
     with pytest.raises(FaithlabError, match="No space left"):
         save([explained], tmp_path)
     assert not plt.get_fignums()
+
+
+def test_letters_that_the_figure_s_font_lacks_are_no_warning(explained, tmp_path, recwarn):
+    tokens = [(text.replace(".", "🍐"), part) for text, part in explained.tokens]
+    save([replace(explained, tokens=tokens)], tmp_path)
+    assert (tmp_path / "explanation.png").stat().st_size > 10_000
+    assert "🍐" in (tmp_path / "explanation.html").read_text() and not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_what_is_undefined_is_grey_in_the_figure(explained):
+    undefined = sum(v is None for v in explained.scores["fai"])
+    fig = figure(explained)
+    (ax,) = (ax for ax in fig.axes if "FAI" in ax.get_title(loc="left"))
+    grey = [p for p in ax.patches if p.get_facecolor() == (0.85, 0.85, 0.85, 1.0)]
+    assert 0 < len(grey) <= undefined and "grey: undefined" in ax.get_title(loc="left")
+
+
+def test_rollouts_that_gave_no_answer_and_those_of_a_pasted_reasoning_are_named(explained):
+    own = dict(explained.rollouts)
+    few = own | dict(n=2, answered=1, agree=0, effects=[0.02], mean=0.02, low=None, high=None)
+    said = beyond(replace(explained, rollouts=few))
+    assert said.startswith("In 2 fresh rollouts") and "of which 1 came to an answer" in said and "is another" in said
+    pasted = beyond(replace(explained, pasted=True))
+    assert "own reasoning, not the given one," in pasted and "own reasoning" not in beyond(explained)

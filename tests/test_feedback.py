@@ -1,5 +1,6 @@
 """What people mark and rate: papers out, papers in, agreement, and a reward made of marks."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -172,6 +173,25 @@ def test_agreement_puts_the_truth_s_own_tokens_above_chance(abacus, traces):
     assert (table["n"] == len(traces)).all() and table["kappa"].between(-1, 1).all()
     with pytest.raises(FaithlabError, match="no marked reasoning"):
         agreement(abacus, [marked()])
+
+
+def test_readers_of_one_text_are_no_further_evidence(traces, abacus):
+    planted = from_truth(traces)
+    once = agreement(abacus, planted, ["cut_answer", "flow"])
+    five = agreement(
+        abacus, [dataclasses.replace(m, annotator=f"r{i}") for i in range(5) for m in planted], once["score"]
+    )
+    pd.testing.assert_frame_equal(once, five)
+    assert once["n"].tolist() == [len(planted)] * 2
+    assert (once["kappa_low"] <= once["kappa"]).all() and (once["kappa"] <= once["kappa_high"]).all()
+
+
+def test_other_scores_are_asked_by_name(traces, abacus, tmp_path, capsys):
+    save_marks(from_truth(traces), tmp_path / "planted.jsonl")
+    assert main(["feedback", "agree", str(tmp_path / "planted.jsonl"), "--scores", "rollout, last_layer"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["score", "rollout", "last_layer"]
+    assert main(["feedback", "agree", str(tmp_path / "planted.jsonl"), "--scores", "rolout"]) == 2
+    assert "did you mean 'rollout'" in capsys.readouterr().err
 
 
 def test_words_are_whole_numbers_and_a_mark_touches_them():

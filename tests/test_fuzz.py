@@ -9,6 +9,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -19,6 +21,9 @@ from hypothesis import strategies as st
 from faithlab import claims, evaluate, rewards, tasks
 from faithlab.arms import Arm, read_arm
 from faithlab.errors import FaithlabError
+from faithlab.evaluation_folder import EvaluationFolder
+from faithlab.harness import _finished
+from faithlab.harness_conventions import Problem, flexible, short_hash, strict
 from faithlab.notebook_profiles import load_profile
 from faithlab.tasks import files as data_files
 from faithlab.tasks.numerals import read_number
@@ -169,7 +174,79 @@ def check_task(name, file):
         assert tasks.scorer(name)(problem["answer"], problem).status == "right", "its own answer is right"
 
 
-TEXTS = [check_split, check_scorers, check_numbers, check_rewards, check_stories, check_labels]
+def check_harness(text):
+    assert isinstance(strict(text), str) and isinstance(flexible(text), str)
+
+
+# Tables that a command goes on from, as they were written, with a cell replaced or the end cut off.
+ASKED = [Problem(f"How many pears are {i} and 4?", f"4 + {i} = {i + 4}\n#### {i + 4}") for i in range(3)]
+PROMPTS = [problem.question for problem in ASKED]
+SETTINGS = dict(task="stories", options={}, split="test", n=3, groups=["accuracy", "reasoning"], samples=4,
+                temperature=1.0, max_new_tokens=None, seed=0)  # fmt: skip
+TABLES = {
+    "items": pd.DataFrame(
+        dict(item=range(3), subject="", question=list(map(short_hash, PROMPTS)), prompt=list(map(short_hash, PROMPTS)),
+             target=["4", "5", "6"], answer_strict=["4", "[invalid]", "7"], right_strict=[True, False, False],
+             answer_flexible=["4", "5", "7"], right_flexible=[True, True, False])
+    ),
+    "problems": pd.DataFrame(
+        dict(problem=range(3), right=[0.25, 1.0, np.nan], answered=[1.0, 1.0, np.nan], rights=[1.0, 4.0, np.nan],
+             samples=[4.0, 4.0, np.nan], nats=[2.5, -0.1, np.nan])
+    ),
+}  # fmt: skip
+damages = st.one_of(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 8), st.one_of(texts, st.sampled_from(["True", "1", "-1", "nan", "inf"]))
+    ),
+    st.integers(0, 300),
+)
+
+
+def damaged_table(kind, damage):
+    if isinstance(damage, int):
+        return TABLES[kind].to_csv(index=False)[:damage]
+    rows = list(csv.reader(io.StringIO(TABLES[kind].to_csv(index=False))))
+    row, column, text = damage
+    rows[row][column % len(rows[row])] = text
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def test_whole_tables_are_read(tmp_path):
+    for name, kind in (("items.csv", "items"), ("one.problems.csv", "problems")):
+        TABLES[kind].to_csv(tmp_path / name, index=False)
+    assert len(_finished(tmp_path / "items.csv", ASKED, PROMPTS)) == 3
+    rows = [dict(question=q, answer="7") for q in PROMPTS]
+    assert len(EvaluationFolder(tmp_path, SETTINGS, rows, {}).finished("one")) == 3
+
+
+def check_items(content, folder):
+    """Nothing that is read says of a problem what was not found."""
+    path = folder / "items.csv"
+    path.write_text(content, encoding="utf-8", errors="replace")
+    try:
+        found = _finished(path, ASKED, PROMPTS)
+    except FaithlabError as error:
+        assert str(path) in str(error)
+        return
+    for row in found.itertuples():
+        assert (row.right_strict, row.right_flexible) == ([True, False, False][row.item], [True, True, False][row.item])
+
+
+def check_problems(content, folder):
+    path = folder / "one.problems.csv"
+    path.write_text(content, encoding="utf-8", errors="replace")
+    rows = [dict(question=q, answer="7") for q in PROMPTS]
+    try:
+        found = EvaluationFolder(folder, SETTINGS, rows, {}).finished("one")
+    except FaithlabError as error:
+        assert str(path) in str(error)
+    else:
+        assert len(found) <= 3 and found.drop(columns="problem").map(np.isreal).all().all()
+
+
+TEXTS = [check_harness, check_split, check_scorers, check_numbers, check_rewards, check_stories, check_labels]
 FILES = {
     "arm": read(read_arm),
     "profile": read(lambda path: load_profile(str(path), ["06_grpo"])),
@@ -200,6 +277,12 @@ def test_any_text(check, count):
 @pytest.mark.parametrize("kind", FILES)
 def test_any_file(kind, count, tmp_path: Path):
     examples(count)(given(files)(lambda content: FILES[kind](content, tmp_path)))()
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize(("kind", "check"), [("items", check_items), ("problems", check_problems)])
+def test_any_damaged_table(kind, check, count, tmp_path: Path):
+    examples(count)(given(damages)(lambda damage: check(damaged_table(kind, damage), tmp_path)))()
 
 
 @pytest.mark.parametrize("count", SIZES)

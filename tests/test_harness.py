@@ -322,7 +322,7 @@ def test_an_interrupted_command_goes_on_and_ends_as_one_that_was_not(tmp_path, m
 def test_a_folder_serves_one_request(tmp_path, monkeypatch):
     paths = ["--path", jsonl(tmp_path / "test.jsonl", SUMS), "--shots", 0, "--output", tmp_path / "out"]
     run(monkeypatch, *paths, "--n", 2)
-    with pytest.raises(FaithlabError, match=r"another run \(other problems, prompts\); give another --output"):
+    with pytest.raises(FaithlabError, match=r"another run \(other problems, prompts, answers\); give another --output"):
         run(monkeypatch, *paths, "--n", 3)
     items = tmp_path / "out" / "items.csv"
     good = items.read_text().splitlines()
@@ -332,13 +332,34 @@ def test_a_folder_serves_one_request(tmp_path, monkeypatch):
         ([good[0], good[1].replace("0,", "1,", 1)], "problem 1 is another one"),
         ([good[0], good[1].replace("0,", "7,", 1)], "out of range"),
         ([line.rsplit(",", 1)[0] for line in good], "right_flexible"),
+        ([*good[:-1], good[-1][:-3]], "right_flexible is neither True nor False"),
+        ([*good[:-1], good[-1].replace("False", "True")], "right_strict of problem 1 does not follow"),
     ):
         items.write_text("\n".join(lines))
         with pytest.raises(FaithlabError, match=rf"is damaged \(.*{says}.*\); delete it to measure again"):
             run(monkeypatch, *paths, "--n", 2)
+    items.write_text("\n".join(good))
+    changed = [SUMS[0], SUMS[1] | dict(answer=SUMS[1]["answer"].replace("####", "#### 1"))]
+    jsonl(tmp_path / "test.jsonl", changed)
+    with pytest.raises(FaithlabError, match=r"another run \(other answers\)"):
+        run(monkeypatch, *paths, "--n", 2)
     (tmp_path / "out" / "harness.json").write_text("{")
     with pytest.raises(FaithlabError, match="its record is damaged"):
         run(monkeypatch, *paths, "--n", 2)
+
+
+def test_a_command_that_is_refused_does_not_take_the_folder(tmp_path, monkeypatch):
+    call = ["--path", jsonl(tmp_path / "test.jsonl", SUMS), "--shots", 0, "--output", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(harness, "write", lambda *a, **k: (_ for _ in ()).throw(FaithlabError("unknown words")))
+        with pytest.raises(FaithlabError, match="unknown words"):
+            run(patched, *call)
+    assert run(monkeypatch, *call, "--n", 1) == 0, "with other settings, as if nothing had been"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.csv").write_text("mine")
+    with pytest.raises(FaithlabError, match=r"summary.csv is there, and no harness.json says what of; move it"):
+        run(monkeypatch, *call[:-1], tmp_path / "mine")
+    assert (tmp_path / "mine" / "summary.csv").read_text() == "mine"
 
 
 def test_a_check_may_be_added_and_is_kept(tmp_path, monkeypatch, capsys):

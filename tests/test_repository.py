@@ -70,7 +70,19 @@ def test_no_question_of_gsm8k_is_committed():
 
 
 def test_the_page_of_the_interface_is_that_of_the_code():
-    assert (ROOT / "lib" / "API.md").read_text() == api_page.page(), "run python -m faithlab.api_page"
+    page = (ROOT / "lib" / "API.md").read_text()
+    assert page == api_page.page(), "run python -m faithlab.api_page"
+    for name in (
+        "plots.PALETTE",
+        "credit.STRATEGIES",
+        "heads.HORIZON",
+        "claims.VERDICTS",
+        "costs.STEPS",
+        "exercises.check",
+    ):
+        module, name = name.split(".")
+        section = page.split(f"\n## {module}\n")[1].split("\n## ")[0]
+        assert re.search(rf"(^|, |`){name}( =|, |\()", section, re.M), name
 
 
 def refuses(function):

@@ -424,3 +424,8 @@ def test_a_short_row_of_the_original_release_is_named(tmp_path):
     file.write_text("q,1,2,3,4,A\nq,1,2,3,A\n")
     with pytest.raises(FaithlabError, match=r"zoology_test\.csv, line 2: 6 cells are expected .*; got 5"):
         tasks.load("mmlu", split="test", path=file)
+
+
+def test_more_problems_than_can_be_drawn_are_refused_at_once():
+    with pytest.raises(FaithlabError, match="n=100000000 problems are more than the 1000000"):
+        tasks.load("stories", n=10**8)

@@ -20,9 +20,11 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from faithlab.errors import FaithlabError
+from faithlab.errors import FaithlabError, first_words
+from faithlab.evaluation import support_of
 from faithlab.measures import GROUPS
 from faithlab.results import write_atomically
+from faithlab.run_folder import refuse_foreign
 
 RECORD = "evaluation.json"
 
@@ -47,6 +49,7 @@ class EvaluationFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FaithlabError(f"cannot make {path}: {error.strerror}; choose another --output") from error
+        refuse_foreign(path, RECORD, ("summary.csv", "comparison.csv"))
         self._checked(reasoners)
 
     def table_path(self, name: str) -> Path:
@@ -63,13 +66,14 @@ class EvaluationFolder:
             return pd.DataFrame()
         try:
             table = pd.read_csv(path)
+            _refuse_damaged(table, path.read_bytes())
             if table["problem"].tolist() != list(range(min(len(table), len(self.rows)))):
                 raise ValueError("problems are missing, double, or more than there are")
         except OSError as error:
             raise FaithlabError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
             raise FaithlabError(
-                f"{path} is damaged: delete it to measure {name} again, or give another --output"
+                f"{path} is damaged ({first_words(error)}): delete it to measure {name} again, or give another --output"
             ) from error
         if lacking := set(self.columns) - set(table.columns):
             raise FaithlabError(
@@ -152,6 +156,22 @@ class EvaluationFolder:
                 f"{self.path} holds another {name}, from {known[name]['source']} or of other weights; give another "
                 "--output"
             )
+
+
+def _refuse_damaged(table: pd.DataFrame, written: bytes) -> None:
+    """Raise `ValueError` for a table that is cut short, and for cells that no measure writes."""
+    if not written.endswith(b"\n"):
+        raise ValueError("its last line is cut short")
+    for column in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise ValueError(f"{column} holds what is no number")
+        low, high = support_of(column) or (-float("inf"), float("inf"))
+        if not table[column].dropna().between(low, high).all():
+            raise ValueError(f"{column} lies beyond {low:g} and {high:g}")
+    if {"right", "rights", "samples"} <= {*table}:
+        share = table["rights"] / table["samples"]
+        if not ((table["right"] - share).abs().le(1e-5) | (table["right"].isna() & share.isna())).all():
+            raise ValueError("right is not the share of the samples that are")
 
 
 def note(folder: Path, added: Mapping[str, Any]) -> None:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,11 +79,15 @@ def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency
             title += " (reasoning only)"
         elif not values:
             title += " (not computed for single tokens of the reasoning)"
+        if any(v is None for v in e.scores[kind]) and any(v is not None for v in e.scores[kind]):
+            title += "; grey: undefined"
+            values |= {start + i: math.nan for i, v in enumerate(e.scores[kind]) if v is None}
         values |= {span.start + i: v for i, v in enumerate(asked.scores.get(kind, ())) if v is not None}
         if values:
             # As on the page, an effect below a nat does not look large.
-            limit = max(1.0, *map(abs, values.values())) if KINDS[kind].unit == "nats" else None
-            darkest = limit or max(map(abs, values.values()))
+            sizes = [abs(v) for v in values.values() if not math.isnan(v)]
+            limit = max(1.0, *sizes) if KINDS[kind].unit == "nats" else None
+            darkest = limit or max(sizes)
             title += f"; darkest: {darkest:.2g} {KINDS[kind].unit}".rstrip()
             token_strip(trace, values, ax=ax, title=title, limit=limit, span=span)
         else:
@@ -112,7 +118,9 @@ def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -
         path = folder / ("explanation.png" if len(explanations) == 1 else f"explanation-{number}.png")
         fig = figure(e)
         try:
-            fig.savefig(path, dpi=120)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box, and stands on the page
+                fig.savefig(path, dpi=120)
         except OSError as error:
             raise FaithlabError(
                 f"cannot write {path}: {error.strerror}; free space or choose another folder"
@@ -205,6 +213,8 @@ def _check(args: argparse.Namespace) -> None:
 def _folder(output: Path, name: str | None) -> Iterator[Path]:
     """The run's folder, made before minutes are spent; if nothing comes to be written there, it goes away again with
     the folders made for it."""
+    if name and os.path.isdir(output / name) and not os.listdir(output / name):
+        os.rmdir(output / name)  # what a run that was killed has left
     if name and os.path.exists(output / name):  # unlike Path.exists, no error where a name is too long
         raise FaithlabError(f"{output / name} exists; choose another --name")
     made = [path for path in (output, *output.parents) if not os.path.exists(path)]

@@ -220,15 +220,22 @@ def _rollouts(reasoner, trace: Trace, samples: int, seed: int, limit: int | None
     return dict(n=samples, answered=len(written), effects=plain(effects), mean=mean, low=low, high=high, agree=agree)
 
 
-def strongest(explanation: Explanation, kind: str, k: int = 5, *, of: Part = "reasoning") -> list[tuple[int, float]]:
-    """The `k` tokens of a part with the highest score above 0, fewer if there are not so many: (position, value).
+def strongest(
+    explanation: Explanation, kind: str, k: int = 5, *, of: Part = "reasoning", level: str = "token"
+) -> list[tuple[int, float]]:
+    """The `k` tokens of a part, or its sentences, with the highest score above 0, fewer if there are not so many:
+    (position, value), of a sentence the position of its first token.
 
     Of effects in nats it is those of the largest size, at least `SHOWN`, for the answer or (below 0) against it.
     """
     part = explanation if of == "reasoning" else explanation.in_question
-    values = np.array([np.nan if v is None else v for v in part.scores[kind]])
+    scores = part.scores if level == "token" else part.sentence_scores
+    values = np.array([np.nan if v is None else v for v in scores[kind]], dtype=float)
+    starts = (
+        [part.first + i for i in range(len(values))] if level == "token" else [first for first, _ in part.sentences]
+    )
     sizes, least = (np.abs(values), SHOWN) if KINDS[kind].unit == "nats" else (values, np.nextafter(0, 1))
-    return [(part.first + i, float(values[i])) for i in highest_first(sizes)[:k].tolist() if sizes[i] >= least]
+    return [(starts[i], float(values[i])) for i in highest_first(sizes)[:k].tolist() if sizes[i] >= least]
 
 
 def beyond(explanation: Explanation) -> str:
@@ -239,10 +246,15 @@ def beyond(explanation: Explanation) -> str:
     if not r["answered"]:
         return f"None of {r['n']} fresh rollouts of the question came to an answer."
     interval = "" if r["low"] is None else f" (95 % interval {r['low']:z.1f} to {r['high']:z.1f})"
+    asked = f"{r['n']} fresh rollout{'s' * (r['n'] > 1)} of the question (temperature 1)"
+    came = "" if r["answered"] == r["n"] else f", of which {r['answered']} came to an answer,"
+    whose = f"{explanation.reasoner}'s own reasoning, not the given one," if explanation.pasted else "the reasoning"
+    if r["answered"] == 1:
+        same = "the same" if r["agree"] else "another"
+        return f"In {asked}{came} {whose} is worth {r['mean']:z.1f} nats; the answer is {same}."
     spread = f"single ones from {min(r['effects']):z.1f} to {max(r['effects']):z.1f}"
-    mean = f"the reasoning is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
-    rollouts = f"{r['answered']} fresh rollouts of the question (temperature 1)"
-    return f"Over {rollouts} {mean}; {r['agree']} of them answer the same."
+    mean = f"{whose} is worth {r['mean']:z.1f} nats on average{interval}, {spread}"
+    return f"Over {asked}{came} {mean}; {r['agree']} of them answer the same."
 
 
 def question_words(explanation: Explanation, k: int = 3) -> str:

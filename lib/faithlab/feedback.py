@@ -30,7 +30,7 @@ from faithlab.paths import make_folder
 from faithlab.rewards import problems_of
 from faithlab.rollouts import rewarded_rollouts
 from faithlab.tasks.fewshot import for_task
-from faithlab.token_scores import score
+from faithlab.token_scores import names, score
 from faithlab.traces import Trace
 
 DESCRIPTION = """Papers for people, and what comes of them.
@@ -70,11 +70,12 @@ def kappa(one: Sequence[bool], other: Sequence[bool]) -> float:
 
 
 def agreement(reasoner, marked: Sequence[Marked], scores: Sequence[str] = SCORES, *, seed: int = 0) -> pd.DataFrame:
-    """How well scores of the reasoner find what people marked: one row a score, mean over marked reasonings.
+    """How well scores of the reasoner find what people marked: one row a score, mean over marked reasonings. Where
+    several readers marked a reasoning it counts once, with the mean of what they give.
 
     `auroc`: the chance that a marked token scores above an unmarked one (0.5 by chance), with a bootstrap interval.
-    `kappa`: Cohen's kappa of the marks and as many tokens with the highest scores. Reasonings without a mark, or all
-    marked, are left out, and `n` says how many remained.
+    `kappa`, `kappa_low`, `kappa_high`: Cohen's kappa of the marks and as many tokens with the highest scores. Marks of
+    nothing, or of everything, are left out, and `n` says how many reasonings remained.
 
     Raises `FaithlabError` if none remains, and for an unknown score.
     """
@@ -83,14 +84,20 @@ def agreement(reasoner, marked: Sequence[Marked], scores: Sequence[str] = SCORES
     usable = [i for i, t in enumerate(truth) if t.any() and not t.all() and traces[i].answered]
     if not usable:
         raise FaithlabError("no marked reasoning to compare with: mark some tokens, and not all, of at least one")
+    same = [(marked[i].question, marked[i].reasoning) for i in usable]  # which reasoning a reader marked
     rows = []
     for name in scores:
         values = score(name, reasoner, [traces[i] for i in usable], seed=seed)
-        areas = [ranking.auroc(v, truth[i]) for v, i in zip(values, usable, strict=True)]
-        kappas = [kappa(_highest(v, int(truth[i].sum())), truth[i]) for v, i in zip(values, usable, strict=True)]
-        where = mean_interval(areas, seed=seed)
-        row = dict(score=name, auroc=where.value, low=where.low, high=where.high)
-        rows.append(row | dict(kappa=float(np.nanmean(kappas)), n=where.n))
+        found = pd.DataFrame(
+            dict(
+                auroc=[ranking.auroc(v, truth[i]) for v, i in zip(values, usable, strict=True)],
+                kappa=[kappa(_highest(v, int(truth[i].sum())), truth[i]) for v, i in zip(values, usable, strict=True)],
+            )
+        )
+        found = found.groupby(pd.factorize(pd.Series(same))[0]).mean()  # readers of one text are no further evidence
+        where, agree = (mean_interval(found[column], seed=seed) for column in ("auroc", "kappa"))
+        row = dict(score=name, auroc=where.value, low=where.low, high=where.high, kappa=agree.value)
+        rows.append(row | dict(kappa_low=agree.low, kappa_high=agree.high, n=where.n))
     return pd.DataFrame(rows)
 
 
@@ -200,6 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--reasoner", default="abacus", help="agree: whose scores (default: abacus)")
     add("--annotator", help="agree: whose marks a sheet holds (default: the name of its file)")
+    add("--scores", help="agree: which, with commas, or 'all' (default: " + ", ".join(SCORES) + ")")
     add("--key", help="trust: the form's key.json")
     add("--output", default="runs/feedback", help="sheet, form: folder for the files (default: runs/feedback)")
 
@@ -245,7 +253,10 @@ def _agree(args: argparse.Namespace) -> None:
     people = between(marked, seed=args.seed)
     if len(people):
         print(f"readers with one another:\n{people.round(3).to_string(index=False)}\n\nscores with readers:")
-    print(agreement(load_reasoner(args.reasoner), marked, seed=args.seed).round(3).to_string(index=False))
+    scores = SCORES if args.scores is None else [name.strip() for name in args.scores.split(",")]
+    if args.scores == "all":
+        scores = [name for name in names() if name != "mask_network"]  # which has to be trained first
+    print(agreement(load_reasoner(args.reasoner), marked, scores, seed=args.seed).round(3).to_string(index=False))
 
 
 def _form(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ of examples, and counts the answers that differ.
 In the output folder, which serves one model, data and settings:
 
     harness.json    what was asked for
-    items.csv       one row a problem (`measure`), written after every 64; no text of the data
+    items.csv       one row a problem (`measure`), written after every 16; no text of the data
     summary.csv     accuracy by measure
 
 The same command again goes on where it was stopped: problems that are finished are not run again. `--check` may be
@@ -44,7 +44,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -74,12 +74,12 @@ from faithlab.harness_conventions import (
 from faithlab.intervals import share_interval
 from faithlab.likelihood import answer_logp
 from faithlab.models import Reasoner, identity, load_reasoner
-from faithlab.paths import user_path
+from faithlab.paths import make_folder, user_path
 from faithlab.results import write_atomically
 from faithlab.run_folder import claim
 from faithlab.traces import Trace
 
-PART = 64  # problems between two savings
+PART = 16  # problems between two savings
 THEIRS = "lm_eval_"  # in front of the columns of what lm-eval found
 
 
@@ -151,10 +151,12 @@ def measure(reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str
 
 
 def measure_on(
-    reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str], path: Path, *, progress: bool = False
-) -> pd.DataFrame:
-    """`measure` in parts of up to 64 problems of one subject, each added to the table at `path` when it is done;
-    problems that are there already are not measured again. What lm-eval said of them stands in columns `lm_eval_…`.
+    reasoner: Reasoner, problems: Sequence[Problem], texts: Sequence[str], path: Path, *, progress: bool = False,
+    begin: Callable[[], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """`measure` in parts of up to `PART` problems of one subject, each added to the table at `path` when it is done;
+    `begin` is called before the first is written. Problems that are there already are not measured again. What lm-eval
+    said of them stands in columns `lm_eval_…`.
 
     Raises `FaithlabError` as `measure` does, and for a table that is damaged or cannot be written.
     """
@@ -165,6 +167,8 @@ def measure_on(
             found = measure(reasoner, [problems[i] for i in part], [texts[i] for i in part], progress=progress)
             found["item"] = part
             done = pd.concat([done, found] if len(done) else [found]).sort_values("item", ignore_index=True)
+            if begin is not None:
+                begin()
             write_atomically(path, done.to_csv(index=False))
             if progress:
                 print(f"{reasoner.name}: {len(done)} of {len(problems)} problems", flush=True)
@@ -177,14 +181,20 @@ def _finished(path: Path, problems: Sequence[Problem], texts: Sequence[str]) -> 
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(dict(item=int))
         for name in (c for c in table if "right_" in c):
-            table[name] = table[name].map({"True": True, "False": False}).astype(bool)
+            if not table[name].isin(["True", "False"]).all():
+                raise ValueError(f"{name} is neither True nor False")
+            table[name] = table[name] == "True"
         names = [m for m in MEASURES if (m == "letter") == bool(problems[0].choices)]
         table[[f"{column}_{name}" for name in names for column in ("answer", "right")]]
         if table["item"].duplicated().any():
             raise ValueError("problems are there twice")
-        for row in table.itertuples():
-            if (row.question, row.prompt) != (short_hash(problems[row.item].question), short_hash(texts[row.item])):
-                raise ValueError(f"problem {row.item} is another one")
+        for row in table.to_dict("records"):
+            problem = problems[row["item"]]
+            if (row["question"], row["prompt"]) != (short_hash(problem.question), short_hash(texts[row["item"]])):
+                raise ValueError(f"problem {row['item']} is another one")
+            for name in names:
+                if row[f"right_{name}"] != (normalised(row[f"answer_{name}"]) == normalised(problem.answer)):
+                    raise ValueError(f"right_{name} of problem {row['item']} does not follow from its answer")
     except OSError as error:
         raise FaithlabError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, IndexError, AttributeError) as error:  # pandas' own errors are ValueErrors
@@ -230,17 +240,21 @@ def command(args: argparse.Namespace) -> int:
         import_lm_eval()  # before the work, not after it
     problems, pool = _data(args)
     texts = prompts(problems, pool, args.shots, args.seed)
-    reasoner = load_reasoner(args.reasoner)
     folder = args.output or Path("runs/harness") / f"{Path(args.reasoner).name}-{args.task}"
+    make_folder(folder)  # where that cannot be, it shows before the work
+    reasoner = load_reasoner(args.reasoner)
     asked = dict(
         reasoner=args.reasoner, weights=identity(args.reasoner), task=args.task, problems=len(problems),
         shots=args.shots, seed=args.seed, prompts=short_hash("\0".join(texts)),
+        answers=short_hash("\0".join(problem.answer for problem in problems)),
         dtype=str(reasoner.model.dtype).removeprefix("torch."),
     )  # fmt: skip
     record = json.dumps(asked, indent=1) + "\n"
-    claim(folder, "harness.json", record)
-    write_atomically(folder / "harness.json", record)
-    table = measure_on(reasoner, problems, texts, folder / "items.csv", progress=not args.quiet)
+    claim(folder, "harness.json", record, ours=("items.csv", "summary.csv"))
+    table = measure_on(
+        reasoner, problems, texts, folder / "items.csv", progress=not args.quiet,
+        begin=lambda: write_atomically(folder / "harness.json", record),
+    )  # fmt: skip
     mine = ~table.columns.str.startswith(THEIRS)
     table, theirs = table.loc[:, mine], table.loc[:, ~mine].rename(columns=lambda name: name.removeprefix(THEIRS))
     if args.check and theirs.empty:

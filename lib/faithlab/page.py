@@ -112,7 +112,7 @@ def _article(e: Explanation, number: int, kinds: Sequence[str]) -> str:
         tokens=_tokens(e, number),
         notes="".join(f"<p>{_text(note)}</p>" for note in e.notes),
         curve=_curve(e),
-        tops="".join(_top(e, kind, of) for kind in kinds for of in PARTS),
+        tops="".join(_top(e, kind, of, level) for kind in kinds for level in ("token", "sentence") for of in PARTS),
         edges=_edges(e),
     )
 
@@ -156,22 +156,26 @@ def _place(e: Explanation, position: int, of: Part) -> int:
     return position - (e.first if of == "reasoning" else e.in_question.first) + 1
 
 
-def _top(e: Explanation, kind: str, of: Part) -> str:
-    """The strongest tokens of a part, as a table; nothing where the part does not have the score."""
+def _top(e: Explanation, kind: str, of: Part, level: str) -> str:
+    """The strongest tokens or sentences of a part, as a table; nothing where the part does not have the score."""
     if of == "question" and kind not in e.in_question.scores:
         return ""
     rows = []
-    for position, value in strongest(e, kind, 8, of=of):
-        word, place = _text(e.tokens[position][0].strip() or "space"), _place(e, position, of)
+    sentences = dict(e.sentences if of == "reasoning" else e.in_question.sentences)
+    for position, value in strongest(e, kind, 8, of=of, level=level):
+        pieces = e.tokens[position : sentences[position] + 1 if level == "sentence" else position + 1]
+        word, place = _text("".join(text for text, _ in pieces).strip() or "space"), _place(e, position, of)
         rows.append(f'<tr><td>{word}</td><td class="number">{place}</td><td class="number">{value:.3g}</td></tr>')
     signed = KINDS[kind].unit == "nats"
     if not rows:
         none = f"none of {SHOWN:g} nats or more" if signed else "none above 0"
         rows = [f'<tr><td colspan="3">{none}</td></tr>']
     value = _text(f"{KINDS[kind].label} {KINDS[kind].unit}")
-    head = f"<tr><th>token</th><th>place in the {of}</th><th>{value}</th></tr>"
-    label = _text(f"tokens of the {of} with the {'largest' if signed else 'highest'} {KINDS[kind].label}")
-    return f'<table class="top" data-score="{kind}" aria-label="{label}">{head}{"".join(rows)}</table>'
+    place = "first token" if level == "sentence" else "place"
+    head = f"<tr><th>{level}</th><th>{place} in the {of}</th><th>{value}</th></tr>"
+    label = _text(f"{level}s of the {of} with the {'largest' if signed else 'highest'} {KINDS[kind].label}")
+    kept = f'data-score="{kind}" data-level="{level}"'
+    return f'<table class="top" {kept} aria-label="{label}">{head}{"".join(rows)}</table>'
 
 
 def _edges(e: Explanation) -> str:

@@ -82,7 +82,8 @@ def token_strip(
     columns: int = 92,
     span: slice | None = None,
 ) -> Axes:
-    """The trace's text as coloured tokens: `values` maps positions to effects; tokens without one stay plain.
+    """The trace's text as coloured tokens: `values` maps positions to effects; tokens without one stay plain, and
+    those with NaN are grey: undefined.
 
     `limit` is the effect of the deepest colour (default: the largest absolute value); `columns` the line width in
     characters; `span` what to show (default: reasoning to answer).
@@ -109,6 +110,7 @@ def token_strip(
         for column, position, words in line:
             value = values.get(position, 0.0)
             face = EFFECT_MAP(norm(np.clip(value, -limit, limit))) if position in values else (1, 1, 1)
+            face = face if np.isfinite(value) else "0.85"
             ink = "white" if abs(value) > 0.65 * limit and position in values else "black"
             box = dict(xy=(column, -row - 0.42), width=len(words), height=0.84, linewidth=0)
             ax.add_patch(plt.Rectangle(facecolor=face, **box))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,28 @@ def new_folder(output: Path, name: str | None = None) -> Path:
     raise FaithlabError(f"{output / candidates[0]} exists; choose another --name, or continue it with --resume")
 
 
-def claim(folder: Path, name: str, record: str) -> None:
-    """Make the folder, unless it is there.
+def claim(folder: Path, name: str, record: str, ours: Sequence[str] = ()) -> None:
+    """Make the folder, unless it is there. Files called as `ours` in a folder without a record are somebody else's.
 
-    Raises `FaithlabError` if that fails, or the folder serves another run: if its file `name` is there and does not say
-    what `record`, JSON of a mapping, says.
+    Raises `FaithlabError` if that fails, for files of somebody else, or if the folder serves another run: if its file
+    `name` is there and does not say what `record`, JSON of a mapping, says.
     """
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_file() and (before := path.read_text(encoding="utf-8")) != record:
             raise FaithlabError(f"{folder} holds another run ({_other(before, record)}); give another --output")
+        refuse_foreign(folder, name, ours)
     except OSError as error:
         raise FaithlabError(f"cannot make {folder}: {error.strerror}; choose another --output") from error
+
+
+def refuse_foreign(folder: Path, record: str, ours: Sequence[str]) -> None:
+    """Raises `FaithlabError` where files would be overwritten that no run of ours wrote: those called as `ours`,
+    without the file `record` beside them."""
+    if not (folder / record).exists():
+        for path in (folder / name for name in ours if (folder / name).exists()):
+            raise FaithlabError(f"{path} is there, and no {record} says what of; move it, or give another --output")
 
 
 def _other(before: str, now: str) -> str:

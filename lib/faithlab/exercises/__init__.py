@@ -19,6 +19,7 @@ exercise. What came of each is kept for `outcomes`, which is how a class is grad
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -32,6 +33,7 @@ import torch
 
 from faithlab.errors import first_words, unknown
 
+NOTHING = "your function returns nothing: end it with `return` and the result"
 RIGHT, WRONG, OPEN = "right", "wrong", "not done"
 MARKS = {RIGHT: "✔", WRONG: "✘", OPEN: "…"}
 
@@ -86,7 +88,7 @@ def _in_percent(value: torch.Tensor, right, atol: float) -> str | None:
 
 def tensor_of(values: Any) -> torch.Tensor:
     """A learner's numbers as float64, be they a tensor, an array, or (nested) lists of any of these."""
-    expect(values is not None, "your function returns nothing: end it with `return` and the result")
+    expect(values is not None, NOTHING)
     refuse_text(values)
     if isinstance(values, list | tuple) and len(values):
         return torch.stack([tensor_of(v) for v in values])
@@ -126,23 +128,46 @@ def judge(name: str, answer: Any) -> Outcome:
         raise unknown("exercise", name, CHECKS)
     if unanswered(answer):
         return Outcome(OPEN, "Put your answer in place of None and run the cell again")
+    silent: list[bool] = []
     try:
-        return Outcome(RIGHT, CHECKS[name](answer))
+        return Outcome(RIGHT, CHECKS[name](_noting(answer, silent) if callable(answer) else answer))
     except NotImplementedError:
         return Outcome(OPEN, "Replace the line `raise NotImplementedError` and run the cell again")
     except Wrong as error:
         return Outcome(WRONG, str(error))
     except Exception as error:
-        return _stopped(error, answer)
+        return _stopped(error, answer, bool(silent))
 
 
-def _stopped(error: Exception, answer: Any) -> Outcome:
+def _noting(function: Callable, silent: list[bool]) -> Callable:
+    """The learner's function; that it returned nothing is noted in `silent`, for in some exercises it may."""
+
+    @functools.wraps(function)
+    def noting(*args, **kwargs):
+        out = function(*args, **kwargs)
+        if out is None:
+            silent.append(True)
+        return out
+
+    return noting
+
+
+def _stopped(error: Exception, answer: Any, silent: bool) -> Outcome:
     """Whatever a learner's function raises, or returns that the check could not read, is a wrong answer."""
     try:
         if isinstance(error, TypeError | ValueError):
             refuse_text(answer, like_numbers=True)
     except Wrong as text:
         return Outcome(WRONG, str(text))
+    if isinstance(error, KeyError) and isinstance(answer, dict) and error.args[0] not in answer:
+        return Outcome(WRONG, f"Your answer has no entry {error.args[0]!r}: give all those of the stub")
+    if silent and isinstance(error, TypeError | AttributeError):
+        return Outcome(WRONG, NOTHING.capitalize())
+    kind = type(answer).__name__
+    if not callable(answer) and "object is not callable" in str(error):
+        return Outcome(WRONG, f"A function is asked for, as in the stub; your answer is a {kind}")
+    if str(error).startswith(f"'{kind}' object") or (kind != "dict" and "indices must be" in str(error)):
+        return Outcome(WRONG, f"Your answer is a {kind}: give what the stub holds, with your values in it")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not _of_a_library(f.filename)]
     line = f", in your line `{frames[-1].line}`" if frames else ""
     return Outcome(WRONG, f"Your answer stopped with {type(error).__name__}: {first_words(error)}{line}")

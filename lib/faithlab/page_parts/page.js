@@ -66,7 +66,9 @@ function paint() {
   document.querySelectorAll(".legend .low").forEach((e) => (e.textContent = number(low)));
   document.querySelectorAll(".legend .high").forEach((e) => (e.textContent = `${number(high)} ${kind.unit}`));
   document.querySelectorAll(".legend .signed").forEach((e) => e.classList.toggle("hidden", !SIGNED.has(score)));
-  document.querySelectorAll("table.top").forEach((t) => t.classList.toggle("hidden", t.dataset.score !== score));
+  document.querySelectorAll("table.top").forEach((t) =>
+    t.classList.toggle("hidden", t.dataset.score !== score || t.dataset.level !== level));
+  document.querySelectorAll(".tops").forEach((e) => (e.textContent = `Strongest ${level}s`));
   articles.forEach((_, a) => arcs(a, backbone));
   articles.forEach((_, a) => say(a));
   history.replaceState(null, "", `#score=${score}&level=${level}&backbone=${backbone ? 1 : 0}`);
@@ -103,8 +105,9 @@ function say(a) {
   const { score, level } = chosen();
   const column = values(part, score, level);
   const kind = data[0].kinds[score];
-  const word = `“${part.tokens[i].textContent.trim() || "space"}” of the ${part.of}`;
-  const token = `${level === "token" ? "token" : "sentence of"} ${word}`;
+  const [first, last] = (level === "sentence" && sentence(part, i)) || [i, i];
+  const read = part.tokens.slice(first, last + 1).map((t) => t.textContent).join("").trim();
+  const token = `${level} “${read || "space"}” of the ${part.of}`;
   if (column === null) {
     status.textContent = `${token}: ${kind.label} is not measured of the ${part.of}`;
     return;
@@ -114,6 +117,24 @@ function say(a) {
   const rank = v === null ? 0 : 1 + new Set(column.filter((w) => w !== null && size(w) > size(v)).map(size)).size;
   const place = v === null ? "" : `, rank ${rank} in the ${part.of}`;
   status.textContent = `${token}: ${kind.label} ${number(v)} ${kind.unit}${place}`;
+}
+
+// The first and last token of the sentence that a token stands in.
+function sentence(part, i) {
+  const found = part.sentences.find(([first, last]) => first <= part.first + i && part.first + i <= last);
+  return found && found.map((p) => p - part.first);
+}
+
+// Where an arrow leads from token i: to the next that is not white space, or at the level of sentences to the next one's first.
+function step(part, i, way) {
+  if (chosen().level === "sentence") {
+    const starts = part.sentences.map(([first]) => first - part.first);
+    const here = part.sentences.findLastIndex(([first]) => first - part.first <= i);
+    return starts[i < 0 ? 0 : i < part.tokens.length ? here + way : here];
+  }
+  let next = i + way;
+  while (part.tokens[next] && !part.tokens[next].textContent.trim()) next += way;
+  return next;
 }
 
 function choose(a, part, i) {
@@ -142,8 +163,7 @@ parts.forEach((some, a) => some.forEach((part) => {
     if (way === undefined) return;
     event.preventDefault();
     const here = at[a] && at[a].part === part ? at[a].i : -1;
-    let next = { Home: 0, End: part.tokens.length - 1 }[event.key] ?? here + way;
-    while (part.tokens[next] && !part.tokens[next].textContent.trim()) next += way; // white space is no stop
+    const next = step(part, { Home: -1, End: part.tokens.length }[event.key] ?? here, way);
     if (part.tokens[next]) choose(a, part, next);
   });
 }));

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from faithlab.tasks.scoring import Scorer
 
+MOST = 10**6  # problems that are drawn at a time
+
 # name -> module, or module:object where one module holds several tasks
 _TASKS = {
     "stories": "faithlab.tasks.stories",
@@ -71,6 +73,8 @@ def load(name: str, *, split: str = "train", n: int | None = None, seed: int = 0
         raise unknown("split", split, SPLITS)
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise FaithlabError(f"n must be a whole number from 1 on, or None; got n={n!r}.")
+    if n is not None and n > MOST:
+        raise FaithlabError(f"n={n} problems are more than the {MOST} that are drawn at a time")
     check_options(name, options)
     return task.load(split, n, seed, **options)
 
