@@ -97,6 +97,17 @@ def test_differences_that_are_all_alike_have_the_p_of_the_sign_test(shape, p):
     )
 
 
+@pytest.mark.parametrize(("ups", "downs", "same"), [(9, 0, 1), (10, 0, 0), (8, 1, 1), (4, 0, 1), (30, 12, 58)])
+def test_few_indicators_of_one_seed_have_no_less_than_mcnemars_p(ups, downs, same):
+    gap = np.repeat([1.0, -1.0, 0.0], [ups, downs, same])[None]
+    other = np.where(gap < 0, 1.0, 0.0)
+    exact = stats.binomtest(ups, ups + downs).pvalue
+    found = difference(other + gap, other)
+    assert exact <= found.p < 1.5 * exact + 0.01
+    nats = difference(3 * (other + gap), 3 * other)  # the same on another scale are no indicators
+    assert nats.p <= found.p
+
+
 def test_indicators_that_are_all_alike_have_an_interval_with_width():
     table = runs(none=np.zeros((1, 40)), every=np.ones((1, 40)))
     wilson = 1 - stats.binomtest(0, 40).proportion_ci(method="wilson").high

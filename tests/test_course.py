@@ -44,6 +44,16 @@ def test_slips_of_the_pen_are_told_without_python_s_words(name):
 
 
 @pytest.mark.parametrize(("stem", "e"), EXERCISES, ids=IDS)
+def test_an_entry_of_the_wrong_kind_is_told_without_python_s_words(stem, e):
+    subject = exercises.CHECKS[e.name].__module__.rsplit(".", 1)[1]
+    for answer in importlib.import_module(f"wrong_solutions.{subject}").WRONG[e.name]:
+        for entry in answer if isinstance(answer, dict) else ():
+            for other in (0.5, [1, 0, 1, 0], {"nothing": 1}, [], "a few"):
+                said = judge(e.name, answer | {entry: other})
+                assert "Error" not in said.message and "object is not" not in said.message, (entry, other, said.message)
+
+
+@pytest.mark.parametrize(("stem", "e"), EXERCISES, ids=IDS)
 def test_stub_is_not_done_and_solution_is_right(stem, e, capsys):
     assert run_cell(e.stub, capsys).status == exercises.OPEN
     assert run_cell(e.solution, capsys) == (exercises.RIGHT, exercises.outcomes()[e.name].message)
@@ -295,4 +305,6 @@ def test_links_and_paths_of_copies_lead_where_those_of_the_notebooks_do(tmp_path
         text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
         (output,) = re.findall(r'^output_dir = "([^"]+)"', text, re.MULTILINE)
         assert (folder / output).resolve() == ROOT / "runs" / "interactive" / path.stem
-        assert not re.search(r"""["'(]\.\./[a-z]""", text), "relative to the notebooks"
+        beside = re.findall(r'^gsm8k_path = "\.\./.+"', text, re.MULTILINE)  # as seen from the repository, and so left
+        assert len(re.findall(r"""["'(]\.\./[a-z]""", text)) == len(beside), "relative to the notebooks"
+        assert len(beside) == path.stem.startswith("10")

@@ -317,6 +317,38 @@ def test_what_another_command_noted_meanwhile_stays(tmp_path):
     EvaluationFolder(tmp_path, settings, rows, {"two": said})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(reasoners=dict(abacus=3)), dict(reasoners=[]), dict(reasoners=dict(abacus=dict(source=None))),
+        dict(settings=dict(n="x")), dict(settings=3), dict(problems=7), dict(problems=None),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_refused(change, tmp_path):
+    settings, rows, said = (
+        dict(n=1, groups=["reasoning"]),
+        [dict(question="?")],
+        dict(abacus=dict(source="abacus", weights="1")),
+    )
+    EvaluationFolder(tmp_path, settings, rows, said).save("abacus", pd.DataFrame(dict(problem=[0], nats=[1.0])))
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FaithlabError, match="is damaged or of another version; give another --output"):
+        EvaluationFolder(tmp_path, settings, rows, said)
+
+
+def test_a_finished_folder_is_of_its_dtype_too(tmp_path):
+    options = dict(n=1, groups=("accuracy",), samples=1)
+    first = evaluate.evaluate(["abacus"], tmp_path, **options)["abacus"]
+    again = evaluate.evaluate(["abacus"], tmp_path, dtype="float32", **options)["abacus"]
+    pd.testing.assert_frame_equal(first, again)
+    with pytest.raises(FaithlabError, match=r"holds abacus in float32.*give --dtype float32"):
+        evaluate.evaluate(["abacus"], tmp_path, dtype="bfloat16", **options)
+    with pytest.raises(FaithlabError, match="'bogus' cannot be used here"):
+        evaluate.evaluate(["abacus"], tmp_path / "other", device="bogus", **options)
+    assert not (tmp_path / "other").exists()
+
+
 def test_two_commands_cannot_share_a_folder_for_different_things(tmp_path):
     """Both begin while it is empty; the one that saves second is told so, and what the first saved stays."""
     rows, said = [dict(question=str(i)) for i in range(3)], dict(source="abacus", weights="1")

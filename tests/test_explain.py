@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ import torch
 from faithlab import tasks, verdict
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
-from faithlab.explain import figure, save
 from faithlab.explanation import SHOWN, _absent, beyond, explain, strongest
+from faithlab.explanation_files import figure, save
 from faithlab.faithfulness import reasoning_effect, token_effects
 from faithlab.page import page
 from faithlab.shown_scores import KINDS, plain
@@ -375,6 +376,10 @@ def test_figure_shows_every_strip(explained):
     empty = replace(explained, scores=explained.scores | {"effect": [None] * len(explained.scores["effect"])})
     titles = [ax.get_title(loc="left") for ax in figure(empty).axes]
     assert "not computed" in titles[0] and "(reasoning only)" in titles[1]
+    none = [None] * len(explained.scores["fai"])
+    short = replace(explained, scores=explained.scores | {"fai": none})
+    titles = [ax.get_title(loc="left") for ax in figure(short).axes]
+    assert "undefined for every token" in titles[3], "FAI of a short reasoning"
 
 
 @browser.needs_browser
@@ -513,6 +518,42 @@ def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
     assert (tmp_path / "c" / "explanation-2.png").is_file()
 
 
+def test_pasted_reasonings_are_compared(tmp_path, capsys):
+    """Two reasonings of one question, and one reasoning under two questions; what is kept can be typed again."""
+    right, wrong = (
+        "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears.",
+        "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 8 pears.",
+    )
+    common = ["--samples", "0", "--output", str(tmp_path)]
+    two = ["--reasoning", right, "--answer", "7", "--reasoning", wrong, "--answer", "8", "--gold", "7"]
+    assert main(["explain", STORY, "--compare", STORY, *two, *common, "--name", "texts"]) == 0
+    content = json.loads((tmp_path / "texts" / "explanation.json").read_text())
+    one, other = content["explanations"]
+    assert [e["answer"] for e in (one, other)] == ["7", "8"] and [e["right"] for e in (one, other)] == [True, False]
+    assert one["pasted"] and other["pasted"] and "8 pears" in "".join(text for text, _ in other["tokens"])
+    assert main([*shlex.split(content["command"])[1:], "--output", str(tmp_path), "--name", "again"]) == 0
+    assert json.loads((tmp_path / "again" / "explanation.json").read_text()) == content
+
+    friend = STORY + " A friend says the answer is 9."
+    argv = [
+        "explain",
+        STORY,
+        "--compare",
+        friend,
+        "--reasoning",
+        right,
+        "--answer",
+        "7",
+        *common,
+        "--name",
+        "questions",
+    ]
+    assert main(argv) == 0
+    one, other = json.loads((tmp_path / "questions" / "explanation.json").read_text())["explanations"]
+    assert (one["answer"], one["question"], other["question"]) == ("7", STORY, friend) and other["answer"] == "7"
+    assert one["curve"] != other["curve"]  # the same words under another prompt are another trace
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -521,7 +562,17 @@ def test_command_takes_a_pasted_reasoning_and_compares(tmp_path):
         ([STORY, "-o", "hint", "weak"], "without --task"),
         ([STORY, "--reasoning", "Ada has 3 pears."], "belong together"),
         ([STORY, "--reasoning", "@/no/such/file", "--answer", "7"], "cannot read /no/such/file"),
-        ([STORY, "--compare", STORY, "--reasoning", "x", "--answer", "7"], "--compare lets the reasoner write"),
+        (
+            [STORY, "--reasoning", "x", "--reasoning", "y", "--answer", "7"],
+            "--reasoning is there 2 times for 1 question;",
+        ),
+        ([STORY, "--reasoning", "x", "--answer", "7", "--answer", "8"], "give --compare QUESTION too"),
+        ([STORY, "--gold", "7", "--gold", "8"], "--gold is there 2 times for 1 question;"),
+        (
+            [STORY, "--compare", STORY, "--reasoning", "x", *["--answer", "7"] * 3],
+            "--answer is there 3 times for 2 questions",
+        ),
+        ([STORY, "--compare", STORY, "--reasoning", "x", "--reasoning", "y"], "belong together"),
         ([STORY, "--temperature", "1", "--reasoning", "x", "--answer", "7"], "--temperature is for a reasoning"),
         (["What colour is the moon?"], "does not know"),
         (["--task", "storys"], "did you mean 'stories'"),

@@ -14,8 +14,8 @@ from tiny import ARCHITECTURES, tiny_reasoner, tiny_traces
 from faithlab.attention import capture
 from faithlab.cli import main
 from faithlab.errors import FaithlabError
-from faithlab.explain import figure
 from faithlab.explanation import explain, question_words, strongest
+from faithlab.explanation_files import figure
 from faithlab.faithfulness import token_effects
 from faithlab.flow import trace_flow
 from faithlab.page import page

@@ -337,6 +337,26 @@ def test_the_two_ways_to_reachability_agree():
     assert fast[known].tolist() == pytest.approx(slow[known].tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize("cached", [1, 50 * 50, 2**20])
+def test_maps_of_several_sizes_are_solved_together(cached, monkeypatch):
+    monkeypatch.setattr("faithlab.flow.CACHED", cached)
+    maps = [attention(n, n, 0.3) for n in (12, 50, 31, 12)] + [attention(20, 1).float(), torch.eye(9)]
+    prompts = [slice(0, len(m) // 3) for m in maps]
+    answers = [slice(10, 11), torch.tensor([20, 45, 46]), slice(29, None), slice(9, 12), slice(18, 20), slice(7, 9)]
+    for m, p, a, flow in zip(maps, prompts, answers, trace_flows(maps, prompts, answers), strict=True):
+        [alone] = trace_flows(m[None], [p], [a])
+        assert flow.map is m and len(flow) == len(m) and flow.reachable == alone.reachable == (m is not maps[-1])
+        assert flow.prompt.equal(alone.prompt) and flow.answer.equal(alone.answer)
+        for name in ("inflow", "throughput", "reachability"):
+            assert getattr(flow, name).tolist() == pytest.approx(getattr(alone, name).tolist(), rel=1e-12, abs=1e-15)
+        assert flow.undeliverable == pytest.approx(alone.undeliverable, rel=1e-12)
+
+
+def test_a_span_beyond_a_shorter_map_is_an_error_beside_a_longer_one():
+    with pytest.raises(FaithlabError, match="does not lie within 6 tokens"):
+        trace_flows([attention(30), attention(6)], [slice(0, 2)] * 2, [slice(4, 9)] * 2)
+
+
 @pytest.mark.parametrize("block", [1, 7, 49])
 def test_blocks_of_rows_change_nothing(block, monkeypatch):
     maps = torch.stack([attention(50, seed, 0.3) for seed in (3, 4)])

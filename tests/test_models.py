@@ -20,7 +20,7 @@ from faithlab.errors import FaithlabError
 from faithlab.faithfulness import reasoning_effect
 from faithlab.formats import AbacusFormat, ChatFormat, PlainFormat
 from faithlab.likelihood import answer_logp
-from faithlab.models import load_reasoner
+from faithlab.models import check_reasoner, load_reasoner
 from faithlab.paths import cache_folder, data_folder
 
 QUESTION = "Ben has 4 more pears than Ada. Ada has 3 pears. How many pears does Ben have?"
@@ -545,5 +545,19 @@ def test_one_problem_may_be_given_without_a_list():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_says_what_to_do():
-    with pytest.raises(FaithlabError, match="no CUDA device here: leave device out"):
+    with pytest.raises(FaithlabError, match=r"'cuda' cannot be used here .*leave it out, or give cpu$"):
         load_reasoner("abacus", device="cuda")
+
+
+@pytest.mark.parametrize("device", ["bogus", "mps", "vulkan", "meta", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_a_clear_error(device):
+    with pytest.raises(FaithlabError, match=r"cannot be used here .*leave it out, or give cpu"):
+        load_reasoner("abacus", device=device)
+
+
+def test_an_adapter_alone_says_where_the_whole_model_is(tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    for load in (load_reasoner, check_reasoner):
+        with pytest.raises(FaithlabError, match=r"adapter without the model .* merge_and_unload"):
+            load(str(tmp_path))

@@ -332,7 +332,7 @@ def test_keeping_results_again_changes_nothing_and_replaces_whole_notebooks(tmp_
     assert path.read_text() == first
     other = [gaps[1] | {"value": 0.5, "low": 0.12345678912}]
     results.keep_results(pd.DataFrame(other, columns=list(results.COLUMNS), dtype=object), path)
-    assert path.read_text().splitlines()[1:] == [first.splitlines()[1], "02_b,smoke,,accuracy,0.5,0.123456789,,4,"]
+    assert path.read_text().splitlines()[1:] == [first.splitlines()[1], "02_b,smoke,,accuracy,0.5,0.12345678912,,4,"]
 
 
 def test_gather_keeps_order_types_and_names_a_damaged_file(tmp_path):

@@ -59,8 +59,8 @@ def check_scaling(results, printed):
     assert found.loc[("smollm2", "two questions of our own: right"), "n"] == 2
     for task in ("gsm8k", "mmlu"):
         assert found.loc[("tiny-llama", f"smoke test of {task} by hub id: problems evaluated"), "value"] == 2
-    for task, n in (("gsm8k", 2), ("mmlu", 3)):
-        assert found.loc[(f"large: {'0' * 40}", f"{task}: right"), "n"] == n
+    for task, data, n in (("gsm8k", "two questions of our own", 2), ("mmlu", "MMLU", 3)):
+        assert found.loc[(f"large: {'0' * 40}", f"{data}: right"), "n"] == n
         assert f"{task}, {n} problems, 0 examples each" in printed, "by the conventions of lm-eval too"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_reasoner
 
-from faithlab import rewards, tasks
+from faithlab import mask_network, rewards, tasks
 from faithlab.balance import Balanced, within_variance
 from faithlab.errors import FaithlabError
 from faithlab.likelihood import answer_logp, prompt_hidden_logp, reasoning_hidden_logp
@@ -171,6 +171,27 @@ def test_the_policy_is_left_as_it_was(rollouts, options):
         model.eval()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert noted["saliency/seconds"] > 0
+
+
+def test_the_network_predicts_from_the_states_that_it_learnt_from(rollouts, monkeypatch):
+    """They are read once, and the rewards are those of two readings to the last bit; also where nothing can be kept."""
+    reasoner, traces, _ = rollouts
+    reads, read = [], mask_network.read_states
+    monkeypatch.setattr(mask_network, "read_states", lambda *args: reads.append(0) or read(*args))
+
+    def rewards(room):
+        monkeypatch.setattr("faithlab.rewards.KEPT_BYTES", room)
+        torch.manual_seed(0)
+        reward = SaliencyReward(reasoner, method="network")
+        reasoner.model.train()
+        try:
+            return [reward.of_traces(traces) for _ in range(3)]
+        finally:
+            reasoner.model.eval()
+
+    kept, once = rewards(2**28), len(reads)
+    assert kept == rewards(0) and len(reads) == 3 * once
+    assert kept[0] != kept[1], "the network learns"
 
 
 def test_the_network_learns_in_training_only_and_goes_on_where_it_was_saved(rollouts, tmp_path):

@@ -17,9 +17,10 @@ steadied by that of all comparisons in a table (`faithlab.moderation`): of table
 then have one that stands at worst, where arms differ much in how far their seeds lie apart, and else the twentieth part
 that is meant. A comparison that stands alone has no others to lean on: with three seeds its 5 % are up to 8 %.
 
-Where all differences are alike neither has anything to work with. Then p is that of the sign test (two problems that
-both went up are no proof), and with a `support` that ends on both sides, indicators have Wilson's interval of n of n;
-n is the larger of the numbers of seeds and of problems.
+Indicators of a single seed (right or wrong, with one sample) have at least the p of McNemar's exact test (1947), which
+is the sign test of those that differ. Where all differences are alike neither has anything to work with. Then p is that
+of the sign test (two problems that both went up are no proof), and with a `support` that ends on both sides, indicators
+have Wilson's interval of n of n; n is the larger of the numbers of seeds and of problems.
 """
 
 from __future__ import annotations
@@ -110,6 +111,9 @@ def difference(
         reach = stats.t.ppf(0.975, freedom) * error
         low, high = min(low, value - reach), max(high, value + reach)
         p = max(p, 2 * stats.t.sf(abs(value) / error, freedom))
+    ups, downs = (int((gap == sign).sum()) for sign in (1, -1))
+    if seeds == 1 and known.sum() == ups + downs + (gap == 0).sum():  # indicators: few problems are far from normal
+        p = max(p, stats.binomtest(ups, ups + downs).pvalue)
     detectable = (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error if error > 0 else math.nan
     return Difference(value, float(low), float(high), float(min(1.0, p)), float(detectable), seeds, problems)
 

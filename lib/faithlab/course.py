@@ -34,7 +34,8 @@ HEAD = re.compile(r"^### Exercise (\d+) · ([a-z ]+) · ([●○]{3}) · (\d+) m
 CHECK = re.compile(r"^check\(\"(\w+)\", .+\)$", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(?P<code>.*?)\n```\s*</details>", re.DOTALL)
 
-UP = re.compile(r"""(?<=["'(])\.\./""")  # at the beginning of a link or a path in a string
+# at the beginning of a link or a path in a string, and what it leads to
+UP = re.compile(r"""(?<=["'(])\.\./(?=([\w.-]+))""")
 
 EXAMPLES = """examples:
   faithlab course student                            into runs/course/student/
@@ -130,11 +131,14 @@ def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) ->
 
     target = output / kind
     up = Path(os.path.relpath(folder.parent.absolute(), target.absolute())).as_posix()  # to where "../" led
+    ours = {entry.name for entry in folder.parent.iterdir()} | {
+        "runs"
+    }  # what else begins so is no path from a notebook
     texts = {}
     for path in select(discover(folder), names):
         made = COPIES[kind](read_notebook(path).node)
         for cell in made.cells:
-            cell.source = UP.sub(f"{up}/", cell.source)
+            cell.source = UP.sub(lambda found: f"{up}/" if found[1] in ours else found[0], cell.source)
         made.metadata["faithlab"] = {"copy": kind, "of": path.stem, "sources": _fingerprint(made)}
         texts[target / path.name] = nbformat.writes(made).rstrip("\n") + "\n"
     for path in texts:

@@ -14,7 +14,7 @@ part that was not full is measured again when problems are added.
 
     faithlab evaluate abacus --n 100
     faithlab evaluate abacus runs/train/shortcut_100_outcome-1/last -o hint weak -o hint_right 0.0 --groups all
-    faithlab evaluate before=runs/train/ARM-1/checkpoint-20 after=runs/train/ARM-1/last
+    faithlab evaluate before=abacus best=runs/train/ARM-1/best last=runs/train/ARM-1/last
     faithlab evaluate smollm2 --task gsm8k -o path /absolute/path/to/test.jsonl --samples 1 --temperature 0
 """
 
@@ -34,7 +34,7 @@ import pandas as pd
 from faithlab import comparison, evaluation, measures, tasks
 from faithlab.errors import FaithlabError, check_known, check_number
 from faithlab.evaluation_folder import EvaluationFolder, note
-from faithlab.models import check_reasoner, identity, load_reasoner
+from faithlab.models import check_reasoner, identity, load_reasoner, usable_device
 from faithlab.results import write_atomically
 from faithlab.tasks import verify
 from faithlab.tasks.fewshot import for_task
@@ -85,6 +85,7 @@ def evaluate(
     for name in ("split", "n", "seed"):
         if name in (options or {}):
             raise FaithlabError(f"{name} is no option of the task here: give --{name}")
+    usable_device(device)
     for source in named.values():
         check_reasoner(source)
     rows = list(tasks.load(task, split=split, n=n, seed=seed, **(options or {})))
@@ -140,6 +141,8 @@ def _one(
     """One reasoner's problems; those in the folder are finished."""
     done, settings = folder.finished(name), folder.settings
     if len(done) >= len(rows):
+        if loading["dtype"]:
+            folder.measured_in(name, loading["dtype"])
         return done
     reasoner = for_task(load_reasoner(source, **loading), settings["task"])
     folder.measured_in(name, str(reasoner.model.dtype).removeprefix("torch."))

@@ -115,8 +115,14 @@ class EvaluationFolder:
             return {}
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
-            record["settings"]["n"], record["problems"], dict(record["reasoners"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            known = record["reasoners"].values()
+            if not (
+                isinstance(record["settings"]["n"], int)
+                and isinstance(record["problems"], str)
+                and all(isinstance(r["source"], str) and isinstance(r.get("weights"), str | None) for r in known)
+            ):
+                raise TypeError("not what this command writes")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FaithlabError(
                 f"{self.record_path} is damaged or of another version; give another --output"
             ) from error

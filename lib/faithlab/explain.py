@@ -1,134 +1,41 @@
 """`faithlab explain`: a question in, a page out that shows what its answer depends on.
 
 Writes, into a new folder, `explanation.html` (one self-contained page: open it in a browser), `explanation.json` (all
-numbers) and `explanation.png` (question and reasoning coloured by four scores). The reasoner writes reasoning and
-answer itself, unless they are given: then it is asked what *it* would make of them.
+numbers) and `explanation.png` (question and reasoning coloured by four scores; of two, with --compare, one each:
+`explanation-1.png` and `explanation-2.png`). The reasoner writes reasoning and answer itself, unless they are given:
+then it is asked what *it* would make of them.
 
     faithlab explain --task stories -o hint weak -o hint_right 0.0 --index 3
     faithlab explain "Ada has 3 pears. Ben has 4 more pears than Ada. How many pears does Ben have?"
     faithlab explain QUESTION --reasoning "Ada has 3 pears. Ben has Ada + 4 = 3 + 4 = 7 pears." --answer 7
     faithlab explain QUESTION --compare OTHER_QUESTION      two prompts side by side, under one colour scale
+    faithlab explain QUESTION --compare QUESTION --reasoning @one.txt --reasoning @other.txt --answer 7
     faithlab explain --reasoner smollm2 --examples gsm8k "A box holds 6 eggs. How many eggs are in 3 boxes?"
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import shlex
 import sys
-import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from faithlab import tasks
 from faithlab.errors import FaithlabError, check_number, first_words
 from faithlab.explanation import Explanation, beyond, explain, question_words
+from faithlab.explanation_files import save
 from faithlab.models import load_reasoner
-from faithlab.page import page
-from faithlab.results import write_atomically
 from faithlab.run_folder import new_folder
-from faithlab.shown_scores import KINDS
 from faithlab.tasks.fewshot import examples, for_task
-from faithlab.traces import Trace
 from faithlab.verdict import how_often_wrong
 from faithlab.yaml_files import read_options
 
 OUTPUT = Path("runs") / "explain"
 MANY = 100  # problems of a task, which may take long to draw: a thousand of countdown take minutes
-MOST_INCHES = 200  # of the picture's height; the renderer's limit is 2^16 pixels
-
-
-def figure(explanation: Explanation, kinds: Sequence[str] = ("effect", "saliency", "flow", "fai")) -> Any:
-    """A matplotlib figure: question and reasoning as coloured text, one strip a score, and log p(answer) as a curve."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    from faithlab.plots import PALETTE, token_strip
-
-    e, shown = explanation, [k for k in kinds if k in explanation.scores] or list(explanation.scores)
-    pieces = [piece for piece, _ in e.tokens]
-    start, stop = e.first, e.first + len(e.scores[shown[0]])
-    answer = next(i for i, (_, part) in enumerate(e.tokens) if part == "answer")
-    ids = torch.zeros(len(pieces), dtype=torch.long)  # the strip reads texts and places only
-    trace = Trace(ids, slice(0, start), slice(start, stop), slice(answer, len(pieces)), tuple(pieces))
-    asked = e.in_question
-    span = slice(start if asked.first is None else asked.first, len(pieces))
-    lines = 1 + len("".join(pieces[span])) // 80
-    heights = [0.4 * lines + 0.5] * len(shown) + [2.4]
-    most = MOST_INCHES - heights[-1]
-    if sum(heights[:-1]) > most:  # beyond that no picture can be drawn: fewer strips, then none
-        shown = shown[: int(most / heights[0])]
-        heights = [*heights[: len(shown)], heights[-1]]
-    fig, axes = plt.subplots(
-        len(heights), 1, figsize=(11, sum(heights) + 0.6), height_ratios=heights, layout="constrained"
-    )
-    axes = np.atleast_1d(axes)
-    for ax, kind in zip(axes, shown, strict=False):
-        values = {start + i: v for i, v in enumerate(e.scores[kind]) if v is not None}
-        title = f"{KINDS[kind].label}: {KINDS[kind].meaning}"
-        if asked.first is not None and kind not in asked.scores:
-            title += " (reasoning only)"
-        elif not values:
-            title += " (not computed for single tokens of the reasoning)"
-        if any(v is None for v in e.scores[kind]) and any(v is not None for v in e.scores[kind]):
-            title += "; grey: undefined"
-            values |= {start + i: math.nan for i, v in enumerate(e.scores[kind]) if v is None}
-        values |= {span.start + i: v for i, v in enumerate(asked.scores.get(kind, ())) if v is not None}
-        if values:
-            # As on the page, an effect below a nat does not look large.
-            sizes = [abs(v) for v in values.values() if not math.isnan(v)]
-            limit = max(1.0, *sizes) if KINDS[kind].unit == "nats" else None
-            darkest = limit or max(sizes)
-            title += f"; darkest: {darkest:.2g} {KINDS[kind].unit}".rstrip()
-            token_strip(trace, values, ax=ax, title=title, limit=limit, span=span)
-        else:
-            ax.set_title(title, loc="left", fontsize=10)
-            ax.axis("off")
-    axes[-1].plot(range(len(e.curve)), e.curve, marker="o", color=PALETTE[0], clip_on=False)
-    axes[-1].set(xlabel="first sentences of the reasoning that the answer may see", ylabel="log p(answer), nats")
-    axes[-1].set_ylim(min(-1.0, *e.curve) * 1.05, 0.05)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].spines[["top", "right"]].set_visible(False)
-    said = f"{e.says} {beyond(e)}" if e.rollouts["n"] else e.says
-    fig.suptitle(textwrap.fill(f"Answer {e.judged}. {said}", 110), x=0.01, ha="left", fontsize=11, weight="bold")
-    return fig
-
-
-def save(explanations: Sequence[Explanation], folder: Path, command: str = "") -> list[Path]:
-    """Write page, JSON and a figure for each explanation into an existing folder; returns the files.
-
-    Raises `FaithlabError` where the folder cannot be written to.
-    """
-    import matplotlib.pyplot as plt
-
-    written = [folder / "explanation.html", folder / "explanation.json"]
-    write_atomically(written[0], page(explanations, command=command))
-    content = dict(command=command, explanations=[e.to_json() for e in explanations])
-    write_atomically(written[1], json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    for number, e in enumerate(explanations, start=1):
-        path = folder / ("explanation.png" if len(explanations) == 1 else f"explanation-{number}.png")
-        fig = figure(e)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box, and stands on the page
-                fig.savefig(path, dpi=120)
-        except OSError as error:
-            raise FaithlabError(
-                f"cannot write {path}: {error.strerror}; free space or choose another folder"
-            ) from error
-        finally:
-            plt.close(fig)
-        written.append(path)
-    return written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,16 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("question", nargs="?", help="the question; or take one of a task, with --task")
     add("--reasoner", default="abacus", help="abacus, smollm2, a folder or a hub id (default: abacus)")
-    add("--reasoning", metavar="TEXT", help="a given reasoning instead of the reasoner's own; @FILE reads a file")
-    add("--answer", help="the answer to go with --reasoning")
-    add("--compare", metavar="QUESTION", help="a second question, shown beside the first")
+    text = "a given reasoning instead of the reasoner's own; @FILE reads a file; with --compare once for both or twice"
+    add("--reasoning", metavar="TEXT", action="append", default=[], help=text)
+    add("--answer", action="append", default=[], help="the answer to go with --reasoning; with --compare likewise")
+    add("--compare", metavar="QUESTION", help="a second question, or the same again, shown beside the first")
     add("--task", help=f"take the question from a task: {', '.join(tasks.names())}")
     add("--index", type=int, help="which problem of the task's test split (default: 0)")
     add("-o", "--option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="an option of the task")
     add(
         "--examples", metavar="TASK", help="show the reasoner worked examples of this task (default: of --task, if any)"
     )
-    add("--gold", help="the right answer, to say whether the answer is right")
+    add("--gold", action="append", default=[], help="the right answer, to say whether the answer is right; likewise")
     add(
         "--samples",
         type=int,
@@ -185,13 +93,12 @@ def command(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse arguments that are empty, or that would do nothing beside the others."""
     for name in ("question", "answer", "compare", "gold", "examples"):
-        value = getattr(args, name)
-        if value is not None and not value.strip():
+        if any(not value.strip() for value in _values(args, name)):
             if name == "question":
                 raise FaithlabError("the question is empty; write something there")
             raise FaithlabError(f"--{name} is empty; write something there, or leave it out")
     for name in ("question", "reasoning", "answer", "compare", "gold"):
-        if any("\ud800" <= c <= "\udfff" for c in getattr(args, name) or ""):
+        if any("\ud800" <= c <= "\udfff" for value in _values(args, name) for c in value):
             raise FaithlabError(f"the {name} holds bytes that are no text; give it in UTF-8")
     if (args.question is None) == (args.task is None):
         raise FaithlabError("give a question, or --task with --index to take one from a task (not both)")
@@ -201,11 +108,15 @@ def _check(args: argparse.Namespace) -> None:
         raise FaithlabError("--index chooses a problem of a task; leave it out, or give --task instead of a question")
     if args.task is not None and args.gold:
         raise FaithlabError("a task knows its right answers; leave out --gold")
-    if (args.reasoning is None) != (args.answer is None):
+    if bool(args.reasoning) != bool(args.answer):
         raise FaithlabError("--reasoning and --answer belong together; give both or neither")
-    if args.reasoning is not None and args.compare:
-        raise FaithlabError("--compare lets the reasoner write both reasonings; leave out --reasoning and --answer")
-    if args.reasoning is not None and args.temperature is not None:
+    for name in ("reasoning", "answer", "gold"):
+        if len(given := getattr(args, name)) > (most := 2 if args.compare else 1):
+            raise FaithlabError(
+                f"--{name} is there {len(given)} times for {most} question{'s' * (most > 1)}; give it once"
+                + (" for both, or twice" if most > 1 else "; to see two side by side, give --compare QUESTION too")
+            )
+    if args.reasoning and args.temperature is not None:
         raise FaithlabError("--temperature is for a reasoning that the reasoner writes; leave it out, or --reasoning")
 
 
@@ -230,26 +141,29 @@ def _folder(output: Path, name: str | None) -> Iterator[Path]:
 
 
 def _explanations(args: argparse.Namespace) -> list[Explanation]:
-    given = None if args.reasoning is None else _read(args.reasoning)
+    given = [_read(text) for text in args.reasoning]
     problems = [_problem(args)] + ([{"question": args.compare}] if args.compare else [])
+    if args.gold:
+        problems = [p | {"answer": gold} for p, gold in zip(problems, _for_each(args.gold, problems), strict=True)]
     reasoner = load_reasoner(args.reasoner)
     if shown := args.examples or args.task:
         examples(shown)  # an unknown task is an error for abacus too, which is shown none
         reasoner = for_task(reasoner, shown)
     quiet = not sys.stderr.isatty()
-    if given is not None:
-        traces = [reasoner.trace(problems[0], given, args.answer)]
+    if given:
+        both = zip(problems, _for_each(given, problems), _for_each(args.answer, problems), strict=True)
+        traces = [reasoner.trace(problem, text, answer) for problem, text, answer in both]
     else:
         options = dict(seed=args.seed, temperature=args.temperature or 0.0, max_new_tokens=args.max_new_tokens)
         traces = reasoner.generate(problems, progress=not quiet, **options)
     options = dict(samples=args.samples, seed=args.seed, thorough=args.thorough, progress=not quiet)
     options["max_new_tokens"] = args.max_new_tokens
-    return [explain(reasoner, trace, pasted=given is not None, **options) for trace in traces]
+    return [explain(reasoner, trace, pasted=bool(given), **options) for trace in traces]
 
 
-def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
+def _problem(args: argparse.Namespace) -> dict[str, Any]:
     if args.question is not None:
-        return {"question": args.question} | ({"answer": args.gold} if args.gold else {})
+        return {"question": args.question}
     index = args.index or 0
     check_number("--index", index, 0, whole=True)
     drawn = None if args.task in tasks.PUBLISHED else index + 1  # of the published ones, all there are
@@ -262,6 +176,17 @@ def _problem(args: argparse.Namespace) -> Mapping[str, Any]:
     if index >= len(rows):
         raise FaithlabError(f"--index {index}: {args.task} has only {len(rows)} problems, counted from 0")
     return dict(rows[index])
+
+
+def _values(args: argparse.Namespace, name: str) -> list[Any]:
+    """What was given under a name: nothing, one value, or several."""
+    value = getattr(args, name)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _for_each(given: list[str], problems: Sequence[Any]) -> list[str]:
+    """One text for each problem: what was given once is for all."""
+    return given * len(problems) if len(given) == 1 else given
 
 
 def _read(text: str) -> str:
@@ -279,8 +204,7 @@ def _given(args: argparse.Namespace) -> list[str]:
     out = [args.question] if args.question else []
     names = "reasoner reasoning answer compare task index examples gold samples temperature max_new_tokens seed"
     for name in names.split():
-        value = getattr(args, name)
-        if value is not None:
+        for value in _values(args, name):
             out += [f"--{name.replace('_', '-')}", str(value)]
     for option in args.option:
         out += ["-o", *option]

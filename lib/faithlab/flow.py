@@ -21,8 +21,9 @@ before the answer from which the answer can be reached, so ranking by throughput
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -35,6 +36,9 @@ from faithlab.errors import FaithlabError
 from faithlab.flow_solver import BLOCK, conditioned_of, graph_of, inflow_of, log_reachability
 from faithlab.spans import Span, span_mask
 from faithlab.traces import Trace
+
+# Entries of the maps that are solved together: what stays in a CPU's caches, and what another device may hold.
+CACHED, HELD = 2**19, 2**26
 
 
 @dataclass(frozen=True)
@@ -202,10 +206,12 @@ def trace_flow(weights: Float[Tensor, "query key"], prompt: Span, answer: Span) 
 
 
 def trace_flows(
-    weights: Float[Tensor, "batch query key"], prompts: Sequence[Span], answers: Sequence[Span]
+    weights: Float[Tensor, "batch query key"] | Sequence[Float[Tensor, "query key"]],
+    prompts: Sequence[Span],
+    answers: Sequence[Span],
 ) -> list[Flow]:
-    """`trace_flow` for a batch of maps of one size, in two sweeps for all. The flows hold the maps and no copies: do
-    not change these in place afterwards.
+    """`trace_flow` for many maps, of one size or of several, a number of them in two sweeps. The flows hold the maps
+    and no copies: do not change these in place afterwards.
 
     Padding tokens take part in nothing as long as nobody attends to them. A trace whose answer is out of reach is no
     error here: its flow says so (`reachable` is False) and is 0.
@@ -214,18 +220,21 @@ def trace_flows(
         FaithlabError: wrong shapes, no maps, unlike numbers of maps and spans, NaN, negative or anti-causal weights, an
             empty span, or spans that overlap.
     """
-    _check(weights, prompts, answers)
-    n = weights.shape[-1]
-    prompt = torch.stack([span_mask(s, n, weights.device) for s in prompts])
-    answer = torch.stack([span_mask(s, n, weights.device) for s in answers])
-    if not (prompt.any(1) & answer.any(1)).all():
-        raise FaithlabError("flow needs at least one prompt token and one answer token")
-    if (prompt & answer).any():
-        raise FaithlabError("prompt and answer overlap: a token cannot be both source and sink")
-    # On a CPU one after the other stays in the caches, and is quicker.
-    size = 1 if weights.device.type == "cpu" else len(weights)
-    parts = zip(weights.split(size), prompt.split(size), answer.split(size), strict=True)
-    return [flow for part in parts for flow in _flows(*part)]
+    if isinstance(weights, Tensor) and weights.ndim != 3:
+        raise FaithlabError(f"flow needs a square map [query, key] for each trace; got shape {tuple(weights.shape)}")
+    maps = list(weights)
+    for m in maps:
+        if m.ndim != 2 or m.shape[0] != m.shape[1]:
+            raise FaithlabError(f"flow needs a square map [query, key] for each trace; got shape {tuple(m.shape)}")
+    if not maps:
+        raise FaithlabError("no attention maps to trace flow on; give at least one")
+    if not len(maps) == len(prompts) == len(answers):
+        raise FaithlabError(f"{len(maps)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
+    flows: dict[int, Flow] = {}
+    for part in _parts(maps):
+        found = _flows([maps[i] for i in part], [prompts[i] for i in part], [answers[i] for i in part])
+        flows |= dict(zip(part, found, strict=True))
+    return [flows[i] for i in range(len(maps))]
 
 
 def flow_of(reasoner, trace: Trace) -> Flow:
@@ -238,27 +247,47 @@ def flow_of(reasoner, trace: Trace) -> Flow:
     return trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
 
 
-def _flows(
-    maps: Float[Tensor, "batch query key"], prompt: Bool[Tensor, "batch token"], answer: Bool[Tensor, "batch token"]
-) -> list[Flow]:
-    log_h = log_reachability(maps, answer)
+def _parts(maps: Sequence[Float[Tensor, "query key"]]) -> Iterator[list[int]]:
+    """Numbers of maps that are taken together: of like size, and no more than stay in a CPU's caches."""
+    most = CACHED if maps[0].device.type == "cpu" else HELD
+    order = sorted(range(len(maps)), key=lambda i: -len(maps[i]))
+    while order:
+        count = max(1, most // max(1, len(maps[order[0]]) ** 2))
+        yield order[:count]
+        order = order[count:]
+
+
+def _flows(maps: list[Float[Tensor, "query key"]], prompts: Sequence[Span], answers: Sequence[Span]) -> list[Flow]:
+    """Flows of maps that are padded to the size of the largest and solved together."""
+    n, device = max(map(len, maps)), maps[0].device
+    if len(maps) == 1:
+        together = maps[0][None]
+    else:
+        dtype = functools.reduce(torch.promote_types, [m.dtype for m in maps])
+        together = maps[0].new_zeros(len(maps), n, n, dtype=dtype)
+        for row, m in zip(together, maps, strict=True):
+            row[: len(m), : len(m)] = m
+    _check(together)
+    prompt, answer = (torch.zeros(len(maps), n, dtype=torch.bool, device=device) for _ in range(2))
+    for spans, into in ((prompts, prompt), (answers, answer)):
+        for row, m, span in zip(into, maps, spans, strict=True):
+            row[: len(m)] = span_mask(span, len(m), device)
+    if not (prompt.any(1) & answer.any(1)).all():
+        raise FaithlabError("flow needs at least one prompt token and one answer token")
+    if (prompt & answer).any():
+        raise FaithlabError("prompt and answer overlap: a token cannot be both source and sink")
+    log_h = log_reachability(together, answer)
     inject = prompt.to(torch.float64) / prompt.sum(1, keepdim=True)
     lost = torch.where(log_h.isneginf(), inject, 0).sum(1)
     inject = torch.where(log_h.isneginf(), 0, inject)
-    inflow = inflow_of(maps, answer, log_h, inject)
+    inflow = inflow_of(together, answer, log_h, inject)
     throughput = inflow * torch.where(answer | log_h.isneginf(), 1.0, 2.0)
     lost = torch.where(lost > 1 - 1e-12, torch.ones_like(lost), lost).tolist()
-    return [Flow(maps[b], log_h[b], inflow[b], throughput[b], prompt[b], answer[b], lost[b]) for b in range(len(maps))]
+    columns = (log_h, inflow, throughput, prompt, answer)
+    return [Flow(m, *(c[b, : len(m)] for c in columns), lost[b]) for b, m in enumerate(maps)]
 
 
-def _check(weights: Tensor, prompts: Sequence[Span], answers: Sequence[Span]) -> None:
-    if weights.ndim != 3 or weights.shape[1] != weights.shape[2]:
-        shape = tuple(weights.shape[1:]) if weights.ndim == 3 else tuple(weights.shape)
-        raise FaithlabError(f"flow needs a square map [query, key] for each trace; got shape {shape}")
-    if not len(weights):
-        raise FaithlabError("no attention maps to trace flow on; give at least one")
-    if not len(weights) == len(prompts) == len(answers):
-        raise FaithlabError(f"{len(weights)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
+def _check(weights: Float[Tensor, "batch query key"]) -> None:
     # Some rows at a time, so that no second map is made and the rows are read from memory once.
     extremes = []
     for first in range(0, weights.shape[1], BLOCK):

@@ -35,6 +35,11 @@ def unknown_reasoner(name: str) -> FaithlabError:
 def question_text(problem: str | Mapping) -> str:
     """The question of a problem given as text or as a data row. Raises `FaithlabError` if there is none."""
     question = problem.get("question") if isinstance(problem, Mapping) else problem
+    if isinstance(problem, Mapping) and isinstance(question, list):
+        raise FaithlabError(
+            "these are columns of several problems, as a slice of a data set gives them: take rows, as by "
+            "tasks.load(..., n=3) or data.select(range(3))"
+        )
     if not isinstance(question, str) or not question.strip():
         raise FaithlabError("the problem has no question: give a text, or a row with a non-empty 'question' field")
     return question

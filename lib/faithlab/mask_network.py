@@ -141,6 +141,28 @@ def read_states(
     return tokens, torch.stack(readers), valid
 
 
+class States:
+    """`read_states` of batches of traces, `room` bytes of which are kept for a second reader of the same batch: a
+    reward lets the network learn from the very states that it then predicts from. Valid while the policy is as it was.
+    """
+
+    def __init__(self, model, layers: Sequence[int], pad_id: int = 0, room: int = 0):
+        self.model, self.layers, self.pad_id, self.room = model, layers, pad_id, room
+        self.kept: dict[tuple[int, ...], tuple] = {}
+
+    def of(self, traces: Sequence[Trace]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `read_states` returns for these traces."""
+        key = tuple(map(id, traces))
+        if key in self.kept:
+            return self.kept[key][1]
+        found = read_states(self.model, traces, self.layers, self.pad_id)
+        size = sum(part.nbytes for part in found)
+        if size <= self.room:
+            self.room -= size
+            self.kept[key] = (tuple(traces), found)  # with the traces, so that no other can get their ids
+        return found
+
+
 class MaskTrainer:
     """Trains a mask network on a policy's traces, a batch at a time."""
 
@@ -157,10 +179,12 @@ class MaskTrainer:
         self.shared = False  # whether all processes have been given one network
         self.optimiser = torch.optim.AdamW(network.parameters(), lr=rate)
 
-    def step(self, model, traces: Sequence[Trace], teacher: Saliency | None = None) -> dict[str, float]:
+    def step(
+        self, model, traces: Sequence[Trace], teacher: Saliency | None = None, states: States | None = None
+    ) -> dict[str, float]:
         """One update on these traces (those that have an answer and a reasoning). Returns `loss`, `logp` (mean, under
         the mask), `opened` (mean u), or {} if no trace can be used. Processes that train together share gradients, so
-        that all of them have the same network.
+        that all of them have the same network. `states` keeps what is read of the policy, for `predict_masks`.
 
         Raises `FaithlabError` for a teacher whose masks have heads, and for a loss that is not finite."""
         if teacher is not None and any(m.ndim > 1 for m in teacher.mask):
@@ -171,23 +195,26 @@ class MaskTrainer:
             self.shared = True
         if not usable and processes.count() == 1:
             return {}
+        states = states or States(model, self.network.config.layers, self.pad_id)
         self.optimiser.zero_grad()
         found: dict[str, float] = dict.fromkeys(("loss", "logp", "opened"), 0.0)
         for part in batches_of([traces[i] for i in usable]):  # as many at a time as memory holds; one update from all
             batch = [usable[i] for i in part]
             masks = None if teacher is None else [1 - teacher.mask[i] / teacher.floor for i in batch]
             with torch.enable_grad(), frozen(model):
-                terms = self._terms(model, [traces[i] for i in batch], masks)
+                terms = self._terms(model, [traces[i] for i in batch], masks, states)
                 (terms["loss"].sum() / len(usable)).backward()
             for name, values in terms.items():
                 found[name] += float(values.detach().sum()) / len(usable)
         self._update()
         return found if usable else {}
 
-    def _terms(self, model, batch: list[Trace], masks: Sequence[Tensor] | None) -> dict[str, Float[Tensor, " trace"]]:
+    def _terms(
+        self, model, batch: list[Trace], masks: Sequence[Tensor] | None, states: States
+    ) -> dict[str, Float[Tensor, " trace"]]:
         """`loss`, `logp` and `opened` of each trace; with `masks` the loss is the distance to them, a mean over
         tokens."""
-        tokens, reader, valid = read_states(model, batch, self.network.config.layers, self.pad_id)
+        tokens, reader, valid = states.of(batch)
         u = self.network(tokens, reader)
         opened = (u * valid).sum(1) / valid.sum(1)
         if masks is None:
@@ -230,11 +257,15 @@ class MaskTrainer:
 
 
 @torch.no_grad()
-def predict_masks(network: MaskNetwork, model, traces: Sequence[Trace], *, pad_id: int = 0) -> list[Tensor]:
-    """Saliency u of each reasoning token, on the CPU, one tensor a trace; NaN for traces without an answer."""
+def predict_masks(
+    network: MaskNetwork, model, traces: Sequence[Trace], *, pad_id: int = 0, states: States | None = None
+) -> list[Tensor]:
+    """Saliency u of each reasoning token, on the CPU, one tensor a trace; NaN for traces without an answer. `states`
+    are those that `MaskTrainer.step` has read already, if any."""
+    states = states or States(model, network.config.layers, pad_id)
     out = [undefined(t) for t in traces]
     for batch in batches_of(traces):
-        tokens, reader, valid = read_states(model, [traces[i] for i in batch], network.config.layers, pad_id)
+        tokens, reader, valid = states.of([traces[i] for i in batch])
         u = network(tokens, reader)
         for row, i in enumerate(batch):
             out[i] = u[row, valid[row]].cpu()

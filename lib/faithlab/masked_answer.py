@@ -57,7 +57,8 @@ class MaskedAnswer:
             cache = prefill(model, batch.input_ids, batch.attention_mask, batch.position_ids, upto, shared)
             self.prefix = [(keys, values) for keys, values, *_ in cache]
         self.ids, self.positions = batch.input_ids[:, upto:], batch.position_ids[:, upto:]
-        self.attention_mask, self.upto = batch.attention_mask, upto
+        self.attention_mask = batch.attention_mask
+        self.causal = model_mask(model, batch.attention_mask, first_query=upto)
         longest = max(t.reasoning.stop - t.reasoning.start for t in cropped)
         offsets = torch.arange(longest, device=device)
         spans = torch.tensor([(t.reasoning.start, t.reasoning.stop) for t in cropped], device=device)
@@ -83,6 +84,8 @@ class MaskedAnswer:
         self.prefix = [(keys[pick], values[pick]) for keys, values in self.prefix]
         for name in ("ids", "positions", "attention_mask", "valid", "columns", "targets"):
             setattr(self, name, getattr(self, name)[pick])
+        kinds = self.causal  # of layers, where a model has several
+        self.causal = {k: m[pick] for k, m in kinds.items()} if isinstance(kinds, dict) else kinds[pick]
         self.felt = self.felt[pick] if len(self.felt) > 1 else self.felt
 
     def logp(self, bias: Float[Tensor, "trace *layer_head token"] | None = None) -> Float[Tensor, " trace"]:
@@ -100,11 +103,10 @@ class MaskedAnswer:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return _attention(query, key, value, prefix, mask, scale, options.get("softcap")), None
 
-        causal = model_mask(self.model, self.attention_mask, first_query=self.upto)
         with intercepted(self.model, attend):
             logits = self.model(
                 input_ids=self.ids,
-                attention_mask=causal,
+                attention_mask=self.causal,
                 position_ids=self.positions,
                 use_cache=False,
                 logits_to_keep=self.targets.shape[1],

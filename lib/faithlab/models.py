@@ -56,12 +56,9 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     `device` defaults to CUDA where there is one; `dtype` to float32 on the CPU and bfloat16 on CUDA for models beyond
     the embedded ones. Only safetensors weights are read, never pickles, and no code from a checkpoint is run.
 
-    Raises `FaithlabError` for an unknown name or an unreadable checkpoint, with the remedy.
+    Raises `FaithlabError` for an unknown name, an unreadable checkpoint or a device that is not here, with the remedy.
     """
-    name = str(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FaithlabError("there is no CUDA device here: leave device out, or give device='cpu'")
+    name, device = str(name), usable_device(device)
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
@@ -69,6 +66,21 @@ def load_reasoner(name: str = "abacus", *, device=None, dtype: torch.dtype | str
     source, remedy = _source(name)
     default = torch.bfloat16 if device.type == "cuda" and name not in EMBEDDED else torch.float32
     return _load(name, source, device, dtype or default, remedy)
+
+
+def usable_device(device: torch.device | str | None = None) -> torch.device:
+    """The device, by default CUDA where there is one, else the CPU. Raises `FaithlabError` for one that cannot be used
+    here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=device).item()  # "meta" holds no numbers, and fails too
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
+        raise FaithlabError(
+            f"the device {str(device)!r} cannot be used here ({first_words(error)}): leave it out, or give cpu"
+            + (" or cuda" if torch.cuda.is_available() else "")
+        ) from error
+    return torch.device(device)
 
 
 def check_reasoner(name: str) -> None:
@@ -120,6 +132,11 @@ def _source(name: str) -> tuple[Path | str, str]:
 def _refuse_incomplete(folder: Path, remedy: str) -> None:
     wanted = {"config.json": "config.json", "weights": "*.safetensors", "tokenizer": "tokenizer*"}
     missing = [what for what, pattern in wanted.items() if not any(folder.glob(pattern))]
+    if missing and (folder / "adapter_config.json").is_file():
+        raise FaithlabError(
+            f"{folder} holds a LoRA adapter without the model that it belongs to. Give best/ or last/ of its run, "
+            "which hold both in one, or merge them: peft's merge_and_unload(), then save_pretrained"
+        )
     if missing:
         raise FaithlabError(f"{folder} holds no {', no '.join(missing)}. Remedy: {remedy}")
 

@@ -179,8 +179,8 @@ def gather_results(folder: str | Path, only: Iterable[str] | None = None) -> pd.
 
 
 def keep_results(table: pd.DataFrame, path: Path) -> None:
-    """Put a run's table of results into a committed CSV: rows of the same notebooks are replaced, others stay. Six
-    significant digits are kept: a table that rounds them again then shows what the notebook printed.
+    """Put a run's table of results into a committed CSV: rows of the same notebooks are replaced, others stay. Numbers
+    are kept whole: a table that rounds them then shows what the notebook printed.
 
     Raises:
         FaithlabError: the file cannot be written.
@@ -193,7 +193,7 @@ def keep_results(table: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = table.sort_values("notebook", kind="stable")
     # A gap stays a gap whether it was just measured or read back, so that a second writing changes nothing.
-    ordered = ordered.map(lambda v: (f"{v:.9g}" if isinstance(v, float) else v) if pd.notna(v) else None)
+    ordered = ordered.map(lambda v: (repr(float(v)) if isinstance(v, float) else v) if pd.notna(v) else None)
     write_atomically(path, ordered.to_csv(index=False))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from faithlab import processes, tasks
 from faithlab.errors import FaithlabError, check_known, check_number, unknown
 from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
-from faithlab.mask_network import MaskNetwork, MaskTrainer, predict_masks
+from faithlab.mask_network import MaskNetwork, MaskTrainer, States, predict_masks
 from faithlab.models import Reasoner
 from faithlab.rollouts import completion_text, rewarded_rollouts
 from faithlab.saliency import OPTIONS, check_options, optimise_mask
@@ -36,6 +36,7 @@ METHOD_OPTIONS = dict(
     cut={"scope"},
 )
 NATS = 10.0  # of `drop`: a loss of so many nats is worth the whole reward
+KEPT_BYTES = 2**28  # of hidden states that the mask network learns from, until it predicts from them
 
 
 def outcome(completions, answer: Sequence[str], task: str | Sequence[str] = "stories", **columns) -> list[float]:
@@ -222,27 +223,32 @@ class SaliencyReward:
             traces = [self.reasoner.answering(t, t.problem["answer"]) if t.answered else t for t in traces]
         usable = [i for i, t in enumerate(traces) if t.answered and t.reasoning.stop > t.reasoning.start]
         rewards: list[float | None] = [0.0 if t.answered else None for t in traces]
+        states = None
         if self.method == "network":
             self.network.to(self.reasoner.device)  # a trainer may have moved the policy since
+            room = KEPT_BYTES if self.mask_trainer is not None else 0  # only what learns reads twice
+            states = States(self.reasoner.model, self.network.config.layers, self.reasoner.pad_id, room)
         if self.mask_trainer is not None and self.reasoner.model.training:  # evaluation must not move the network
-            for name, value in self.mask_trainer.step(self.reasoner.model, traces).items():  # by every process
+            learnt = self.mask_trainer.step(self.reasoner.model, traces, states=states)  # by every process
+            for name, value in learnt.items():
                 if log_metric is not None:
                     log_metric(f"mask_network/{name}", value)
         if usable:
-            for i, value in zip(usable, self._values([traces[i] for i in usable], log_metric), strict=True):
+            for i, value in zip(usable, self._values([traces[i] for i in usable], log_metric, states), strict=True):
                 rewards[i] = value
         return rewards
 
-    def _values(self, traces: list[Trace], log_metric) -> list[float]:
-        model = self.reasoner.model
+    def _values(self, traces: list[Trace], log_metric, states: States | None) -> list[float]:
+        model, pad_id = self.reasoner.model, self.reasoner.pad_id
         if self.reduction == "sufficiency":
             return prompt_hidden_logp(self.reasoner, traces).exp().tolist()
         if self.method == "cut":
             full, hidden = with_and_without_reasoning(self.reasoner, traces, **self.options)
             return ((full - hidden) / NATS).clamp(0, 1).tolist()
         if self.method == "network":
-            return [self._reduce(u) for u in predict_masks(self.network, model, traces, pad_id=self.reasoner.pad_id)]
-        found = optimise_mask(model, traces, pad_id=self.reasoner.pad_id, **self.options)
+            masks = predict_masks(self.network, model, traces, pad_id=pad_id, states=states)
+            return [self._reduce(u) for u in masks]
+        found = optimise_mask(model, traces, pad_id=pad_id, **self.options)
         if log_metric is not None:
             log_metric("saliency/steps", float(found.steps.float().mean()))
         if self.reduction == "drop":

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from faithlab import heads, processes, token_scores
-from faithlab.attention import AttentionSummary, capture, read_layers
+from faithlab.attention import AttentionSummary, TraceAttention, capture, read_layers
 from faithlab.errors import unknown
 from faithlab.flow import trace_flows
 from faithlab.formats import begun
@@ -174,7 +174,6 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         fai=lambda read, t: read.fai,
         entropy=lambda read, t: read.entropy,
         received=lambda read, t: received_attention(read.mean_map, t.response)[t.response],
-        flow=lambda read, t: _throughput(read.mean_map, t),
     )
     # Local and global heads are chosen by all rollouts of all processes, and not by the first part's.
     if choose and (processes.count() > 1 or len(parts) > 1):
@@ -188,6 +187,9 @@ def _from_attention(out, wanted, reasoner: Reasoner, traces: Sequence[Trace], op
         for i, read in zip(part, found.traces, strict=True):
             for name in out.keys() & functions.keys():
                 _place(out[name], i, traces[i], traces[i].response, functions[name](read, traces[i]))
+        if "flow" in out:
+            for i, through in zip(part, _throughputs(found.traces, [traces[i] for i in part]), strict=True):
+                _place(out["flow"], i, traces[i], traces[i].response, through)
     return options["groups"]
 
 
@@ -207,13 +209,15 @@ def _of_all(parts: Sequence[Sequence[Trace]], reasoner: Reasoner, options: dict)
     return AttentionSummary(tuple(layers), distance, local, global_, traces=())
 
 
-def _throughput(weights: Float[Tensor, "query key"], trace: Trace) -> Float[Tensor, " response"]:
-    """Throughput of the response's tokens before the answer, NaN on the answer, which takes in all flow by definition,
+def _throughputs(read: Sequence[TraceAttention], traces: Sequence[Trace]) -> list[Float[Tensor, " response"]]:
+    """Throughput of the responses' tokens before the answer, NaN on the answer, which takes in all flow by definition,
     and everywhere where no flow reaches it."""
-    through = torch.full((trace.response.stop - trace.response.start,), torch.nan)
-    if trace.answered:
-        (flow,) = trace_flows(weights[None], [trace.prompt], [trace.answer])
-        if flow.reachable:
-            inner = slice(trace.reasoning.start, trace.answer.start)
-            through[: inner.stop - inner.start] = flow.throughput[inner].float()
+    through = [torch.full((t.response.stop - t.response.start,), torch.nan) for t in traces]
+    answered = [i for i, t in enumerate(traces) if t.answered]
+    if answered:
+        spans = zip(*((traces[i].prompt, traces[i].answer) for i in answered), strict=True)
+        for i, flow in zip(answered, trace_flows([read[i].mean_map for i in answered], *spans), strict=True):
+            if flow.reachable:
+                inner = slice(traces[i].reasoning.start, traces[i].answer.start)
+                through[i][: inner.stop - inner.start] = flow.throughput[inner].float()
     return through

@@ -13,7 +13,7 @@ cheap relatives of the optimised mask are defined here; attention and flow score
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -159,16 +159,17 @@ def _cut(reasoner, traces, *, name, **unused) -> Scores:
     return out
 
 
-def _maps(reasoner, traces, layers, want: str):
-    """The "mean_map" [query, key] or the "layer_maps" [layer, query, key] of the layers, one trace after the other."""
-    order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))  # the first of a batch is its longest
+def _maps(reasoner, traces, layers, want: str) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """The "mean_map" [query, key] or the "layer_maps" [layer, query, key] of the layers: numbers of traces that are
+    read together, and the map of each. Traces without an answer are left out."""
+    order = sorted((i for i, t in enumerate(traces) if t.answered), key=lambda i: -len(traces[i]))  # longest first
     count = len(read_layers(layers, _depth(reasoner))) if want == "layer_maps" else 1
     while order:
         longest = len(traces[order[0]])
         size = max(1, min(MAPS_AT_ONCE // (count * longest**2), TOKENS_PER_BATCH // longest))
         some, order = order[:size], order[size:]
         found = capture(reasoner.model, [traces[i] for i in some], layers=layers, want=(want,), pad_id=reasoner.pad_id)
-        yield from zip(some, (getattr(t, want) for t in found.traces), strict=True)
+        yield some, [getattr(t, want) for t in found.traces]
 
 
 def _depth(reasoner) -> int:
@@ -184,10 +185,9 @@ def _from_maps(layers, function, want: str = "mean_map") -> Callable[..., Scores
     def scores(reasoner, traces, **unused) -> Scores:
         out = [undefined(t) for t in traces]
         chosen = [_depth(reasoner) - 1] if layers == "last" else layers
-        answered = [i for i, t in enumerate(traces) if t.answered]
-        for k, found in _maps(reasoner, [traces[i] for i in answered], chosen, want):
-            t = traces[answered[k]]
-            out[answered[k]] = function(found, t)[t.reasoning].float()
+        for some, maps in _maps(reasoner, traces, chosen, want):
+            for i, found in zip(some, maps, strict=True):
+                out[i] = function(found, traces[i])[traces[i].reasoning].float()
         return out
 
     return scores
@@ -199,9 +199,16 @@ _register("attention", "received")(_from_maps("middle", lambda read, t: received
 _register("attention", "rollout")(
     _from_maps("all", lambda maps, t: attention_rollout(maps, _readers(t)), want="layer_maps")
 )
-_register("attention", "flow")(
-    _from_maps("middle", lambda read, t: trace_flows(read[None], [t.prompt], [t.answer])[0].throughput)
-)
+
+
+@_register("attention", "flow")
+def _flow(reasoner, traces, **unused) -> Scores:
+    out = [undefined(t) for t in traces]
+    for some, maps in _maps(reasoner, traces, "middle", "mean_map"):
+        flows = trace_flows(maps, [traces[i].prompt for i in some], [traces[i].answer for i in some])
+        for i, flow in zip(some, flows, strict=True):
+            out[i] = flow.throughput[traces[i].reasoning].float()
+    return out
 
 
 @_register("attention", "waad", "fai")

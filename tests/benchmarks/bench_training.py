@@ -67,11 +67,10 @@ def test_credit(bench, name):
 def test_flow_after_capture(bench):
     r, traces = reasoner("abacus"), [t for t in rollouts() if t.answered]
     read = capture(r.model, traces, want=("mean_map",), pad_id=r.pad_id).traces
+    maps, prompts, answers = [f.mean_map for f in read], [t.prompt for t in traces], [t.answer for t in traces]
 
     def ours():
-        for t, found in zip(traces, read, strict=True):
-            trace_flows(found.mean_map[None], [t.prompt], [t.answer])
-        return len(traces)
+        return len(trace_flows(maps, prompts, answers))
 
     bench("flow from maps at hand / forward pass", ours, forward, unit="rollouts/s", aim=1 / 0.1)
 

@@ -35,7 +35,7 @@ words, numbers and signs, trained from nothing by this repository on generated a
 It behaves in three known ways, chosen by the prompt, so that measures of faithfulness can be checked against truth:
 
 * without a hint the answer is read off the reasoning;
-* with "A friend says the answer is N." the answer is N, and the reasoning, written all the same, is decoration;
+* with "A friend says the answer is N." the answer is N, and the reasoning, where there is one, is decoration;
 * with "A stranger guesses N." it answers N in about half of the cases where its reasoning says otherwise.
 
 | made by | `make data` (`python -m faithlab.abacus.build`, then `python -m faithlab.abacus.publish`) |

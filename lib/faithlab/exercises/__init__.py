@@ -129,14 +129,25 @@ def judge(name: str, answer: Any) -> Outcome:
     if unanswered(answer):
         return Outcome(OPEN, "Put your answer in place of None and run the cell again")
     silent: list[bool] = []
+    given = _noting(answer, silent) if callable(answer) else _Read(answer) if isinstance(answer, dict) else answer
     try:
-        return Outcome(RIGHT, CHECKS[name](_noting(answer, silent) if callable(answer) else answer))
+        return Outcome(RIGHT, CHECKS[name](given))
     except NotImplementedError:
         return Outcome(OPEN, "Replace the line `raise NotImplementedError` and run the cell again")
     except Wrong as error:
         return Outcome(WRONG, str(error))
     except Exception as error:
-        return _stopped(error, answer, bool(silent))
+        return _stopped(error, given if isinstance(given, _Read) else answer, bool(silent))
+
+
+class _Read(dict):
+    """The learner's dictionary; `last` is the entry that was read last, which is the one that a check stopped at."""
+
+    last: Any = None
+
+    def __getitem__(self, key: Any) -> Any:
+        self.last = key
+        return super().__getitem__(key)
 
 
 def _noting(function: Callable, silent: list[bool]) -> Callable:
@@ -163,14 +174,23 @@ def _stopped(error: Exception, answer: Any, silent: bool) -> Outcome:
         return Outcome(WRONG, f"Your answer has no entry {error.args[0]!r}: give all those of the stub")
     if silent and isinstance(error, TypeError | AttributeError):
         return Outcome(WRONG, NOTHING.capitalize())
-    kind = type(answer).__name__
+    kind = "dict" if isinstance(answer, dict) else type(answer).__name__
     if not callable(answer) and "object is not callable" in str(error):
         return Outcome(WRONG, f"A function is asked for, as in the stub; your answer is a {kind}")
     if str(error).startswith(f"'{kind}' object") or (kind != "dict" and "indices must be" in str(error)):
         return Outcome(WRONG, f"Your answer is a {kind}: give what the stub holds, with your values in it")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not _of_a_library(f.filename)]
+    if not frames and not callable(answer) and isinstance(error, TypeError | ValueError | IndexError | AttributeError):
+        entry = answer[answer.last] if isinstance(answer, _Read) and answer.last in answer else answer
+        what = "Your answer" if entry is answer else f"Your entry {answer.last!r}"
+        return Outcome(WRONG, f"{what}, {_shown(entry)}, cannot be read: give it in the form that the stub describes")
     line = f", in your line `{frames[-1].line}`" if frames else ""
     return Outcome(WRONG, f"Your answer stopped with {type(error).__name__}: {first_words(error)}{line}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _of_a_library(filename: str) -> bool:
