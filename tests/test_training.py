@@ -318,6 +318,21 @@ def test_memory_and_time_are_estimated_first(tmp_path, monkeypatch, capsys):
     training.train(mended, 0, tmp_path / "b", quiet=True)  # the folder was not taken
 
 
+def test_matrix_products_in_bfloat16_are_by_choice(tmp_path):
+    """The policy's logits are rounded to bfloat16 and its weights are not; nothing is rounded unless asked for."""
+    arm = dataclasses.replace(SMALL, steps=1, saliency=None, balance={}, credit={}, test_problems=1)
+    rounded = {}
+    for bf16 in (None, False, True):
+        trainer = training.make_trainer(
+            dataclasses.replace(arm, bf16=bf16), 0, tmp_path / str(bf16), quiet=True, save=False
+        )
+        ids = torch.tensor([trainer.reasoner.ids("so")])
+        logits = trainer.accelerator.prepare(trainer.reasoner.model)(input_ids=ids).logits
+        assert logits.dtype == next(trainer.reasoner.model.parameters()).dtype == torch.float32
+        rounded[bf16] = torch.equal(logits, logits.bfloat16().float())
+    assert rounded == {None: False, False: False, True: True}
+
+
 @pytest.mark.parametrize(("limit", "measured"), [(400, 400), (96, 256)])
 def test_held_out_texts_may_be_as_long_as_those_of_training(tmp_path, monkeypatch, limit, measured):
     seen, measure = [], held_out.measure

@@ -78,6 +78,7 @@ class Arm:
     balance: Mapping[str, Any] = field(default_factory=dict)
     credit: Mapping[str, Any] = field(default_factory=dict)
     lora: int = 0  # rank; 0: all weights are trained
+    bf16: bool | None = None  # of matrix products; weights stay in float32. Left out: on CUDA, but for abacus
     save_every: int = 20
     keep_rollouts_every: int = 20
     test_problems: int = 120  # of each condition, measured at the end
@@ -92,6 +93,8 @@ class Arm:
         check_number("rollouts", self.rollouts, 2, whole=True)
         check_number("warmup", self.warmup, 0, whole=True)
         check_number("lora", self.lora, 0, whole=True)
+        if self.bf16 is not None and not isinstance(self.bf16, bool):
+            raise FaithlabError(f"bf16 must be true or false, not {self.bf16!r}; left out, it is true on CUDA")
         check_number("learning_rate", self.learning_rate, 0, above=True)
         check_number("temperature", self.temperature, 0, above=True)
         check_number("beta", self.beta, 0)

@@ -140,18 +140,19 @@ def _attention(query, key, value, prefix, mask, scale: float, softcap: float | N
     """Softmax attention of the run rows to the kept columns and to each other: [trace, row, head, dim]."""
     batch, heads, rows, dim = query.shape
     groups = key.shape[1]
-    query = query.reshape(batch, groups, heads // groups * rows, dim)
+    query = query.reshape(batch, groups, heads // groups * rows, dim) * scale  # here, as scores are many more
     scores = query @ key.transpose(-1, -2)
     if prefix is not None:
         scores = torch.cat([query @ prefix[0].transpose(-1, -2), scores], -1)
-    scores = scores.view(batch, heads, rows, -1) * scale
+    scores = scores.view(batch, heads, rows, -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     at_least_float = torch.promote_types(scores.dtype, torch.float32)
     probs = (scores + mask).softmax(-1, dtype=at_least_float).to(value.dtype)
     probs = probs.view(batch, groups, heads // groups * rows, -1)
-    split = probs.shape[-1] - key.shape[2]
-    out = probs[..., split:] @ value
-    if prefix is not None:
-        out = out + probs[..., :split] @ prefix[1]
+    if prefix is None:
+        out = probs @ value
+    else:
+        before, own = probs.split([probs.shape[-1] - key.shape[2], key.shape[2]], -1)
+        out = own @ value + before @ prefix[1]
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()

@@ -41,6 +41,7 @@ PARAMETRISATIONS = ("projected", "sigmoid")
 FLOOR, SPARSITY, STEPS, RATE = -12.0, 4.0, 60, 0.1  # chosen in notebook 04
 PATIENCE = 15  # with 5 the mask stops a third sooner, before its small values have come to rest (bench_saliency)
 TOKENS_PER_BATCH = 8192  # padded tokens of one batch
+TOKENS_BEFORE_ANSWERS = 2**14  # where all but the answer's rows are computed once: there is less to keep
 SMALLEST_START = 0.02  # of the sigmoid, whose gradient vanishes at 0, and at 1
 
 
@@ -162,7 +163,7 @@ def optimise_mask(
     masks = [undefined(t) for t in traces]
     bar = tqdm(total=len(traces), disable=not progress, desc="masks", unit="trace", leave=False)
     with bar, frozen(model):
-        for batch in batches_of(traces, batch_size):
+        for batch in batches_of(traces, batch_size, TOKENS_BEFORE_ANSWERS if scope == "answer" else TOKENS_PER_BATCH):
             problem = MaskedAnswer(model, [traces[i] for i in batch], scope, pad_id)
             layout = make_layout(granularity, [traces[i] for i in batch], problem.valid, model.config, split)
             settings = dict(floor=floor, ceiling=ceiling, sparsity=sparsity, steps=steps, normalise=normalise)
@@ -247,11 +248,12 @@ def undefined(trace: Trace) -> Float[Tensor, " token"]:
     return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
 
 
-def batches_of(traces: Sequence[Trace], size: int | None = None) -> Iterator[list[int]]:
-    """Numbers of the traces that have an answer, in batches of like length."""
+def batches_of(traces: Sequence[Trace], size: int | None = None, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Numbers of the traces that have an answer, in batches of like length: `size` at once, or as many as hold about so
+    many tokens."""
     order = sorted((i for i, t in enumerate(traces) if t.answered), key=lambda i: -len(traces[i]))
     while order:
-        count = size or max(1, TOKENS_PER_BATCH // len(traces[order[0]]))
+        count = size or max(1, tokens // len(traces[order[0]]))
         yield order[:count]
         order = order[count:]
 

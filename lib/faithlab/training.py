@@ -103,7 +103,7 @@ def make_trainer(arm: Arm, seed: int, folder: Path, *, quiet: bool = False, save
         adam_beta2=0.98,
         max_grad_norm=1.0,
         use_cpu=not cuda,
-        bf16=cuda and arm.reasoner != "abacus",
+        bf16=arm.bf16 if arm.bf16 is not None else cuda and arm.reasoner != "abacus",
         activation_checkpointing=False,
         logging_steps=1,
         save_strategy="steps" if save else "no",

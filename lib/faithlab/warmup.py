@@ -102,10 +102,13 @@ def warm_up(asked: Warmup, output: str | Path, *, quiet: bool = False) -> Path:
 def _train(asked: Warmup, folder: Path, record: str, quiet: bool) -> Path:
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed  # late, as TRL below: importing them takes seconds
+    from transformers.utils import logging
     from trl import SFTConfig, SFTTrainer
 
     from faithlab.grpo import SoundGradients
 
+    if quiet:
+        logging.disable_progress_bar()  # of saving; the trainer's own is an option
     set_seed(asked.seed)
     reasoner = load_reasoner(asked.reasoner, dtype=torch.float32)
     shown = Dataset.from_list(demonstrations(reasoner, asked))
