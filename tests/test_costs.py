@@ -99,7 +99,8 @@ def test_limits_are_those_of_the_methods():
         assert footprints.layers_read(shape) == (len(read), read[-1])
     assert footprints.READ_LAYERS == attention.READ and footprints.CHUNK == attention.CHUNK_BYTES
     assert (footprints.SLOT, footprints.COPIES) == (likelihood.PACKED_ROWS, likelihood.CACHE_BYTES_PER_CALL)
-    assert (footprints.WRITTEN, costs.MASKED) == (TOKENS_PER_BATCH, saliency.TOKENS_PER_BATCH)
+    assert footprints.WRITTEN == TOKENS_PER_BATCH
+    assert costs.MASKED == {"answer": saliency.TOKENS_BEFORE_ANSWERS, "all": saliency.TOKENS_PER_BATCH}
 
 
 def test_steps_of_the_mask_are_those_that_notebook_04_counted():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import warnings
 from collections import Counter
 
 import pytest
@@ -139,9 +140,24 @@ class Counted(TorchDispatchMode):
 ], ids=["saliency", "balanced", "marks"])  # fmt: skip
 def test_a_reward_that_reads_another_model_is_refused(tmp_path, reward):
     reasoner = tiny_reasoner()
-    trainer(tmp_path, reasoner=reasoner, reward=[length_of, reward(reasoner)])
+    trainer(tmp_path, reasoner=reasoner, reward=[length_of, reward(reasoner)], scale_rewards="batch")
     with pytest.raises(FaithlabError, match="reads another model than the one that is trained"):
         trainer(tmp_path, reasoner=reasoner, reward=[length_of, reward(tiny_reasoner())])
+
+
+@pytest.mark.parametrize(("options", "warned"), [
+    ({}, True), (dict(scale_rewards="batch"), False), (dict(scale_rewards="none"), False),
+    (dict(multi_objective_aggregation="normalize_then_sum"), False),
+])  # fmt: skip
+def test_a_second_reward_under_group_scaling_is_warned_of(tmp_path, options, warned):
+    """TRL's default; alone, a reward has no weight that could be cancelled."""
+    reasoner = tiny_reasoner()
+    saliency = rewards.SaliencyReward(reasoner, steps=1)
+    for reward, expected in (([length_of, saliency], warned), (Balanced(saliency), warned), (saliency, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(tmp_path, reasoner=reasoner, reward=reward, **options)
+        assert any("notebook 06" in str(w.message) for w in caught) == expected
 
 
 def test_rollouts_end_where_the_format_says(tmp_path):

@@ -53,6 +53,22 @@ def test_length():
 # --- saliency --------------------------------------------------------------------------------------------------------
 
 
+def test_a_saliency_reward_reads_a_reasoner_or_a_trainer_and_refuses_the_rest():
+    reasoner = load_reasoner("abacus")
+    assert rewards.SaliencyReward(reasoner).reasoner is reasoner
+    assert rewards.SaliencyReward(SimpleNamespace(reasoner=reasoner)).reasoner is reasoner, "our trainer has one"
+    inside = SimpleNamespace(unwrap_model=lambda wrapped: wrapped.module)
+    wrapper = SimpleNamespace(get_base_model=lambda: reasoner.model)  # as of adapters
+    others = SimpleNamespace(
+        accelerator=inside, model=SimpleNamespace(module=wrapper), processing_class=reasoner.tokenizer
+    )
+    found = rewards.SaliencyReward(others).reasoner
+    assert found.model is reasoner.model and type(found.format) is type(reasoner.format)
+    for wrong in ("abacus", reasoner.model, None):
+        with pytest.raises(FaithlabError, match=f"not {type(wrong).__name__}: give it"):
+            rewards.SaliencyReward(wrong)
+
+
 @pytest.fixture(scope="module")
 def rollouts():
     """abacus, traces with and without a strong hint, and what TRL would pass to a reward function for them."""

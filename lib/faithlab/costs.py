@@ -42,7 +42,7 @@ __all__ = ["MAP", "SHAPES", "Lengths", "Phase", "Shape", "StepEstimate", "flops"
 
 STEPS = {"answer": 30, "all": 50}  # of the optimised mask by its scope, with early stopping; notebook 04 measures them
 PUBLISHED_STEPS = 200
-MASKED = 8192  # tokens of the traces whose masks are found at once
+MASKED = {"answer": 2**14, "all": 2**13}  # tokens of the traces whose masks are found at once, by scope
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def phases(shape: Shape, lengths: Lengths, traces: int = 1) -> dict[str, list[Ph
     def batches(pieces: int, at_once: int) -> float:
         return max(1.0, traces * pieces / max(1, at_once))
 
-    def mask(first: int, rows: int, logits: int, steps: int = STEPS["answer"]) -> list[Phase]:
+    def mask(first: int, rows: int, logits: int, steps: int = STEPS["answer"], scope: str = "answer") -> list[Phase]:
         """The rows before are run once, the others there and back again in every step."""
-        calls = 2 * steps * batches(1, MASKED // n)
+        calls = 2 * steps * batches(1, MASKED[scope] // n)
         return [
             Phase(shape.rows(first, n, logits=0), bool(first)),
             Phase(steps * shape.back_and_forth(rows, n, logits), calls),
         ]
 
     tail = max(1, a - 1)  # rows behind the reasoning: that of the last token predicts nothing that is asked
-    ends = Phase(2 * shape.rows(tail, n), 2 * batches(1, MASKED // n))  # log p with nothing masked, with everything
+    ends = Phase(2 * shape.rows(tail, n), 2 * batches(1, MASKED["answer"] // n))  # log p with nothing masked, with all
     early = Phase(shape.rows(n - a, n, logits=0), 1)
     (needed, fit), (written, together) = copies_of_cache(shape, lengths), continuations(lengths)
     return {
@@ -84,10 +84,10 @@ def phases(shape: Shape, lengths: Lengths, traces: int = 1) -> dict[str, list[Ph
         "one-step gradient of the mask": mask(n - a, tail, tail, 1),
         "mask, scope answer": [ends, *mask(n - a, tail, tail)],
         "mask, scope all": [
-            Phase(2 * shape.rows(r + tail, n, logits=tail), ends.calls),
-            *mask(p, r + tail, tail, STEPS["all"]),
+            Phase(2 * shape.rows(r + tail, n, logits=tail), 2 * batches(1, MASKED["all"] // n)),
+            *mask(p, r + tail, tail, STEPS["all"], "all"),
         ],
-        "mask as published": mask(0, n, n, PUBLISHED_STEPS),
+        "mask as published": mask(0, n, n, PUBLISHED_STEPS, "all"),
         "mask network": [Phase(shape.rows(n, n, layers=half, logits=0), half / shape.layers)],
         "drop or sufficiency": [early, Phase(2 * shape.rows(tail, n), 1)],
         "every token cut, scope answer": [early, Phase(r * shape.rows(tail, n), batches(needed, fit))],

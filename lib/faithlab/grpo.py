@@ -34,7 +34,7 @@ from faithlab.attention import AttentionSummary, read_layers
 from faithlab.errors import FaithlabError, NotFinite, check_number
 from faithlab.generation import generate_ids, stream_key
 from faithlab.heads import FRACTION, HORIZON, check_fraction
-from faithlab.models import Reasoner, as_reasoner
+from faithlab.models import Reasoner, as_reasoner, base_model
 from faithlab.results import write_atomically
 from faithlab.rollouts import prompt_ids, read_rollouts, score_rollouts
 from faithlab.saliency import check_options
@@ -113,6 +113,9 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     share one gradient, gamma acts by its mean alone, and any strategy but "uniform" is refused. VESPO has its own
     weights and takes credit at either level. In evaluation nothing is amplified.
 
+    Warns where a saliency reward is added to another and each group's own standard deviation scales their sum, which
+    is TRL's default: notebook 06 shows what that does.
+
     Raises `FaithlabError` for an unknown strategy, settings of credit out of range, a loss that cannot carry it, and a
     reward function whose `reasoner` holds another model than the one that is trained.
     """
@@ -143,11 +146,19 @@ class FaithfulGRPOTrainer(GRPOTrainer):
         self._groups: AttentionSummary | None = None
         for function in self.reward_funcs:  # a balance reads the policy through the rewards that it weighs
             inner = [getattr(function, name, function) for name in ("saliency", "first")]
-            read = [getattr(f, "reasoner", None) for f in inner]
-            if any(isinstance(r, Reasoner) and _base(r.model) is not self.reasoner.model for r in read):
+            read = [r for f in inner if isinstance(r := getattr(f, "reasoner", None), Reasoner)]
+            if any(base_model(r.model) is not self.reasoner.model for r in read):
                 raise FaithlabError(
                     f"the reward {function.__name__!r} reads another model than the one that is trained, which would "
                     "never learn: load the model once, and give that very object to the reward and to the trainer"
+                )
+            weighed = len(self.reward_funcs) > 1 or hasattr(function, "saliency")
+            summed = self.args.multi_objective_aggregation == "sum_then_normalize"
+            if read and weighed and summed and self.scale_rewards == "group":
+                warnings.warn(
+                    f"scale_rewards='group', TRL's default, gives the reward {function.__name__!r} full strength in "
+                    "groups whose outcomes agree, however small its weight: set scale_rewards='batch' (notebook 06)",
+                    stacklevel=2,
                 )
 
     @property
@@ -158,7 +169,7 @@ class FaithfulGRPOTrainer(GRPOTrainer):
     @property
     def reasoner(self) -> Reasoner:
         """The policy as it is now, with its tokenizer and format."""
-        policy = _base(self.accelerator.unwrap_model(self.model))
+        policy = base_model(self.accelerator.unwrap_model(self.model))
         if self._format is None:
             return as_reasoner(policy, self._tokenizer)
         return Reasoner("policy", policy, self._tokenizer, self._format.format, self._format.max_new_tokens)
@@ -233,11 +244,6 @@ class FaithfulGRPOTrainer(GRPOTrainer):
             heads = json.loads(path.read_text(encoding="utf-8"))
             tensors = {name: torch.tensor(heads[name]) for name in ("distance", "local", "global_")}
             self._groups = AttentionSummary(tuple(heads["layers"]), **tensors, traces=())
-
-
-def _base(model):
-    """The model inside of a LoRA wrapper, with its adapters in place; any other model as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class SoundGradients(TrainerCallback):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -27,7 +28,7 @@ from faithlab.formats import EMBEDDED, AbacusFormat, ChatFormat, PlainFormat, is
 from faithlab.paths import cache_folder, data_folder, fingerprint, user_path
 from faithlab.reasoner import Reasoner
 
-__all__ = ["Reasoner", "as_reasoner", "check_reasoner", "identity", "load_reasoner"]
+__all__ = ["Reasoner", "as_reasoner", "base_model", "check_reasoner", "identity", "load_reasoner", "policy_of"]
 
 
 @contextmanager
@@ -175,6 +176,27 @@ def as_reasoner(model, tokenizer, name: str = "policy") -> Reasoner:
     if tokenizer.chat_template:
         return Reasoner(name, model, tokenizer, ChatFormat(), max_new_tokens=320)
     return Reasoner(name, model, tokenizer, PlainFormat(stop=("\nQuestion:",)), max_new_tokens=320)
+
+
+def policy_of(source: Any) -> Reasoner:
+    """A reasoner as it is; of any of transformers' trainers the policy, with the format its tokenizer has. Raises
+    `FaithlabError` for anything else."""
+    own = getattr(source, "reasoner", source)
+    if isinstance(own, Reasoner):
+        return own
+    parts = [getattr(source, name, None) for name in ("accelerator", "model", "processing_class")]
+    if any(part is None for part in parts):
+        raise FaithlabError(
+            f"a saliency reward reads a policy, not {type(source).__name__}: give it load_reasoner(...), "
+            "as_reasoner(model, tokenizer), or a trainer"
+        )
+    accelerator, model, tokenizer = parts
+    return as_reasoner(base_model(accelerator.unwrap_model(model)), getattr(tokenizer, "tokenizer", tokenizer))
+
+
+def base_model(model):
+    """The model inside of a LoRA wrapper, with its adapters in place; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @_quiet()

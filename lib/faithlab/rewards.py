@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from faithlab import processes, tasks
 from faithlab.errors import FaithlabError, check_known, check_number, unknown
 from faithlab.likelihood import prompt_hidden_logp, with_and_without_reasoning
 from faithlab.mask_network import MaskNetwork, MaskTrainer, States, predict_masks
-from faithlab.models import Reasoner
+from faithlab.models import policy_of
 from faithlab.rollouts import completion_text, rewarded_rollouts
 from faithlab.saliency import OPTIONS, check_options, optimise_mask
 from faithlab.traces import Trace, split_text
@@ -124,8 +125,9 @@ class SaliencyReward:
     masks with a ceiling above 0.
 
     Args:
-        reasoner: the policy with its tokenizer and format; its model is the very object that is trained. So load the
-            model first and give it to both: a trainer that is given a name would load another one of its own.
+        reasoner: the policy with its tokenizer and format, or a trainer that is there already, whose policy it reads.
+            Its model is the very object that is trained. So load the model first and give it to both: a trainer that is
+            given a name would load another one of its own.
         method: "optimiser" (`optimise_mask` on every rollout), "network" (a mask network, trained along with the
             policy unless `train_network=False`), or "cut" (no mask: log p with the reasoning or the prompt hidden).
         target: whose likelihood: the rollout's "own" answer, or the "gold" one (column `answer`) in its place.
@@ -152,13 +154,13 @@ class SaliencyReward:
     their share of the time since the call before (`saliency/time_share`; a trainer calls once a generation batch) go to
     `log_metric`, where the trainer passes it.
 
-    Raises `FaithlabError` for unknown names, for combinations that have no meaning, and when it is called without the
-    column `answer` that `gate` or `target` needs.
+    Raises `FaithlabError` for unknown names, for combinations that have no meaning, for what is neither reasoner nor
+    trainer, and when it is called without the column `answer` that `gate` or `target` needs.
     """
 
     def __init__(
         self,
-        reasoner: Reasoner,
+        reasoner: Any,  # a Reasoner or a trainer
         *,
         method: str = "optimiser",
         target: str = "own",
@@ -175,6 +177,7 @@ class SaliencyReward:
             method=method, target=target, reduction=reduction, k=k, gate=gate, network_rate=network_rate,
             train_network=train_network, **options,
         )  # fmt: skip
+        reasoner = policy_of(reasoner)
         self.reasoner, self.method, self.target, self.reduction, self.k = reasoner, method, target, reduction, k
         self.gate, self.options, self.mask_trainer = gate, options, None
         self.chat_template_kwargs = chat_template_kwargs

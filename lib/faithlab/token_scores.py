@@ -31,7 +31,7 @@ from faithlab.graph_scores import attention_rollout, received_attention
 from faithlab.likelihood import until_answer
 from faithlab.mask_network import MaskNetwork, predict_masks
 from faithlab.masked_answer import MaskedAnswer
-from faithlab.saliency import FLOOR, TOKENS_PER_BATCH, batches_of, optimise_mask, undefined
+from faithlab.saliency import FLOOR, TOKENS_BEFORE_ANSWERS, TOKENS_PER_BATCH, batches_of, optimise_mask, undefined
 from faithlab.saliency import OPTIONS as MASK_OPTIONS
 from faithlab.traces import Trace
 
@@ -95,7 +95,7 @@ def _mask_gradients(reasoner, traces, points: Sequence[float]) -> Scores:
     """Mean over `points` of the gradient of log p(answer) by the mask, with the whole mask at that value."""
     out = [undefined(t) for t in traces]
     with frozen(reasoner.model):
-        for batch in batches_of(traces):
+        for batch in batches_of(traces, tokens=TOKENS_BEFORE_ANSWERS):
             problem = MaskedAnswer(reasoner.model, [traces[i] for i in batch], "answer", reasoner.pad_id)
             total = torch.zeros(problem.valid.shape, device=problem.ids.device)
             for point in points:

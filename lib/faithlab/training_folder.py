@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from faithlab.arms import Arm
 from faithlab.errors import FaithlabError, first_words
 
 FULL = 2**24  # bytes left on a disk that counts as full
+NETWORK = (ConnectionError, TimeoutError, socket.gaierror)  # requests has errors of its own, without a number
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux, and elsewhere
 DAMAGED = ("deserializing", "PytorchStreamReader")  # of safetensors and torch
 
@@ -62,6 +64,11 @@ def _explained(error: Exception, folder: Path, remedy: str) -> str | None:
         return (
             f"a file in {folder} cannot be read ({reason}); delete the last checkpoint-N there and give the same "
             "command again to go on from the one before, or from the beginning"
+        )
+    if isinstance(error, NETWORK) or (isinstance(error, OSError) and error.errno is None):
+        return (
+            f"{reason} ({type(error).__name__}); if a connection failed, leave --report-to out, or name the reasoner "
+            "by its folder, and give the same command again to go on"
         )
     # torch and safetensors report a full disk in errors of their own
     if not isinstance(error, RuntimeError) or shutil.disk_usage(folder).free <= FULL:
