@@ -82,6 +82,7 @@ def test_what_is_left_out_has_a_default(tmp_path):
         ("loss: luspo\ncredit: {name: flow}", "one ratio"), ("credit: {name: flow, compare: null}", "no list"),
         ("problems: {hops: [4, 2]}", "hops"), ("task: countdown\nproblems: {numbrs: 3}", "numbrs"),
         ("task: mmlu\nproblems: {pth: x}", "did you mean 'path'"),
+        ("bf16: 1", "bf16 must be true or false"), ("bf16: auto", "not 'auto'"),
         ("steps: 3\nsteps: 4", "the key 'steps' comes twice"), ("credit: {sign: both, sign: both}", "comes twice"),
     ],
 )  # fmt: skip
@@ -157,11 +158,14 @@ def test_mistakes_in_plans_are_named(tmp_path, text, message):
         read_plan(tmp_path / "missing.csv")
 
 
-def test_the_committed_plan_and_results_fit_together():
-    folder = data_folder() / "results" / "training"
+@pytest.mark.parametrize("name", ["training", "smollm2"])
+def test_the_committed_plan_and_results_fit_together(name):
+    folder = data_folder() / "results" / name
     runs = read_plan(folder / "plan.csv")
-    log, held = load_runs()
-    assert {(a, s) for a, s in zip(held["arm"], held["seed"], strict=True)} <= set(runs), "every result is of the plan"
+    log, held = load_runs(folder)
+    assert len(held) and {(a, s) for a, s in zip(held["arm"], held["seed"], strict=True)} <= set(runs), (
+        "every result is of the plan"
+    )
     for name, part in held.groupby("arm"):
         arm = read_arm(name)
         assert part.groupby(["seed", "condition"]).size().eq(arm.test_problems).all()
