@@ -248,9 +248,10 @@ def undefined(trace: Trace) -> Float[Tensor, " token"]:
     return torch.full((trace.reasoning.stop - trace.reasoning.start,), torch.nan)
 
 
-def batches_of(traces: Sequence[Trace], size: int | None = None, tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+def batches_of(traces: Sequence[Trace], size: int | None = None, tokens: int | None = None) -> Iterator[list[int]]:
     """Numbers of the traces that have an answer, in batches of like length: `size` at once, or as many as hold about so
-    many tokens."""
+    many tokens (default: `TOKENS_PER_BATCH`)."""
+    tokens = TOKENS_PER_BATCH if tokens is None else tokens
     order = sorted((i for i, t in enumerate(traces) if t.answered), key=lambda i: -len(traces[i]))
     while order:
         count = size or max(1, tokens // len(traces[order[0]]))
