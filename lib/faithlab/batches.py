@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,16 @@ class Batch:
         )
         inside = (self.position_ids >= first) & (self.position_ids < last)
         return inside & self.attention_mask.bool()
+
+
+def longest_first(lengths: Mapping[int, int], at_once: Callable[[int], int]) -> Iterator[list[int]]:
+    """Numbers in batches of like length, so that little is padded; the longest come first, so that a lack of memory
+    shows at once. `at_once` says how many of a length fit together; one always does."""
+    order = sorted(lengths, key=lambda i: -lengths[i])
+    while order:
+        count = max(1, at_once(lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def pad_rows(

@@ -131,9 +131,8 @@ def write_copies(kind: str, names: Sequence[str], folder: Path, output: Path) ->
 
     target = output / kind
     up = Path(os.path.relpath(folder.parent.absolute(), target.absolute())).as_posix()  # to where "../" led
-    ours = {entry.name for entry in folder.parent.iterdir()} | {
-        "runs"
-    }  # what else begins so is no path from a notebook
+    # What else begins with "../" is no path as seen from a notebook.
+    ours = {"runs", *(entry.name for entry in folder.parent.iterdir())}
     texts = {}
     for path in select(discover(folder), names):
         made = COPIES[kind](read_notebook(path).node)

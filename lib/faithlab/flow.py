@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from faithlab.attention import capture
+from faithlab.batches import longest_first
 from faithlab.errors import FaithlabError
 from faithlab.flow_solver import BLOCK, conditioned_of, graph_of, inflow_of, log_reachability
 from faithlab.spans import Span, span_mask
@@ -231,7 +232,8 @@ def trace_flows(
     if not len(maps) == len(prompts) == len(answers):
         raise FaithlabError(f"{len(maps)} maps, {len(prompts)} prompts and {len(answers)} answers; give one each")
     flows: dict[int, Flow] = {}
-    for part in _parts(maps):
+    most = CACHED if maps[0].device.type == "cpu" else HELD
+    for part in longest_first(dict(enumerate(map(len, maps))), lambda n: most // max(1, n**2)):
         found = _flows([maps[i] for i in part], [prompts[i] for i in part], [answers[i] for i in part])
         flows |= dict(zip(part, found, strict=True))
     return [flows[i] for i in range(len(maps))]
@@ -245,16 +247,6 @@ def flow_of(reasoner, trace: Trace) -> Flow:
     """
     found = capture(reasoner.model, [trace], layers="middle", want=("mean_map",), pad_id=reasoner.pad_id)
     return trace_flows(found.traces[0].mean_map[None], [trace.prompt], [trace.answer])[0]
-
-
-def _parts(maps: Sequence[Float[Tensor, "query key"]]) -> Iterator[list[int]]:
-    """Numbers of maps that are taken together: of like size, and no more than stay in a CPU's caches."""
-    most = CACHED if maps[0].device.type == "cpu" else HELD
-    order = sorted(range(len(maps)), key=lambda i: -len(maps[i]))
-    while order:
-        count = max(1, most // max(1, len(maps[order[0]]) ** 2))
-        yield order[:count]
-        order = order[count:]
 
 
 def _flows(maps: list[Float[Tensor, "query key"]], prompts: Sequence[Span], answers: Sequence[Span]) -> list[Flow]:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from faithlab.attention import cut_bias, model_mask
-from faithlab.batches import collate
+from faithlab.batches import collate, longest_first
 from faithlab.biases import check_window, evaluating
 from faithlab.errors import FaithlabError, unknown
 from faithlab.generation import cut_rollout, end_ids
@@ -45,12 +45,9 @@ def masked_answers(
             raise FaithlabError("a trace without an answer has no place at which to ask for one")
     check_window(reasoner.model, (t.answer.start for t in traces))
     out = [""] * len(traces)
-    order = sorted(range(len(traces)), key=lambda i: -len(traces[i]))
     bar = tqdm(total=len(traces), desc="masked answers", disable=not progress, unit="trace", leave=False)
     with bar, evaluating(reasoner.model):
-        while order:
-            size = max(1, PAIRS // len(traces[order[0]]) ** 2)
-            some, order = order[:size], order[size:]
+        for some in longest_first(dict(enumerate(map(len, traces))), lambda n: PAIRS // n**2):
             answers = _answers(reasoner, [traces[i] for i in some], [hidden[i] for i in some])
             for i, answer in zip(some, answers, strict=True):
                 out[i] = answer

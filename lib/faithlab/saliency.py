@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from faithlab.batches import longest_first
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, check_known, check_number, keyword_options, unknown
 from faithlab.granularity import GRANULARITIES, Layout, Split, make_layout
@@ -252,11 +253,8 @@ def batches_of(traces: Sequence[Trace], size: int | None = None, tokens: int | N
     """Numbers of the traces that have an answer, in batches of like length: `size` at once, or as many as hold about so
     many tokens (default: `TOKENS_PER_BATCH`)."""
     tokens = TOKENS_PER_BATCH if tokens is None else tokens
-    order = sorted((i for i, t in enumerate(traces) if t.answered), key=lambda i: -len(traces[i]))
-    while order:
-        count = size or max(1, tokens // len(traces[order[0]]))
-        yield order[:count]
-        order = order[count:]
+    lengths = {i: len(t) for i, t in enumerate(traces) if t.answered}
+    return longest_first(lengths, lambda length: size or tokens // length)
 
 
 def _check(floor, ceiling, sparsity, steps, rate, start, patience, tolerance) -> None:

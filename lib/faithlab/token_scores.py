@@ -21,7 +21,7 @@ from torch import Tensor
 
 from faithlab import heads
 from faithlab.attention import capture, read_layers
-from faithlab.batches import collate
+from faithlab.batches import collate, longest_first
 from faithlab.biases import frozen
 from faithlab.errors import FaithlabError, check_known, unknown
 from faithlab.faithfulness import token_effects
@@ -162,12 +162,9 @@ def _cut(reasoner, traces, *, name, **unused) -> Scores:
 def _maps(reasoner, traces, layers, want: str) -> Iterator[tuple[list[int], list[Tensor]]]:
     """The "mean_map" [query, key] or the "layer_maps" [layer, query, key] of the layers: numbers of traces that are
     read together, and the map of each. Traces without an answer are left out."""
-    order = sorted((i for i, t in enumerate(traces) if t.answered), key=lambda i: -len(traces[i]))  # longest first
+    lengths = {i: len(t) for i, t in enumerate(traces) if t.answered}
     count = len(read_layers(layers, _depth(reasoner))) if want == "layer_maps" else 1
-    while order:
-        longest = len(traces[order[0]])
-        size = max(1, min(MAPS_AT_ONCE // (count * longest**2), TOKENS_PER_BATCH // longest))
-        some, order = order[:size], order[size:]
+    for some in longest_first(lengths, lambda n: min(MAPS_AT_ONCE // (count * n**2), TOKENS_PER_BATCH // n)):
         found = capture(reasoner.model, [traces[i] for i in some], layers=layers, want=(want,), pad_id=reasoner.pad_id)
         yield some, [getattr(t, want) for t in found.traces]
 

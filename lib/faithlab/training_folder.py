@@ -67,8 +67,8 @@ def _explained(error: Exception, folder: Path, remedy: str) -> str | None:
         )
     if isinstance(error, NETWORK) or (isinstance(error, OSError) and error.errno is None):
         return (
-            f"{reason} ({type(error).__name__}); if a connection failed, leave --report-to out, or name the reasoner "
-            "by its folder, and give the same command again to go on"
+            f"{reason} ({type(error).__name__}); if a connection failed, leave any --report-to out, or name the "
+            "reasoner by its folder, and give the same command again to go on"
         )
     # torch and safetensors report a full disk in errors of their own
     if not isinstance(error, RuntimeError) or shutil.disk_usage(folder).free <= FULL:
