@@ -138,7 +138,20 @@ def test_many_problems_are_drawn_a_few_at_a_time_with_the_same_result(monkeypatc
     one, other = rng.random((3, 50)), rng.random((3, 50))
     whole = difference(one, other, seed=2)
     monkeypatch.setattr("faithlab.comparison.BLOCK", 50 * 7)
+    monkeypatch.setattr("faithlab.comparison.KEPT", 0)
     assert difference(one, other, seed=2) == pytest.approx(whole, abs=1e-12)
+
+
+def test_draws_that_are_kept_are_those_that_would_be_drawn(monkeypatch):
+    gap = np.random.default_rng(1).normal(0.05, 1, (4, 50))
+    asked = [(gap, 400, 2), (gap[:3], 400, 2), (gap, 400, 3), (gap, 300, 2), (gap[:, :40], 400, 2), (-gap, 400, 2)]
+
+    def found():
+        return [difference(g, np.zeros_like(g), resamples=n, seed=seed) for g, n, seed in asked]
+
+    kept = found()
+    monkeypatch.setattr("faithlab.comparison.KEPT", 0)
+    assert kept == found()
 
 
 def test_holm_by_hand():

@@ -314,7 +314,8 @@ def test_a_mask_network_is_kept_with_the_checkpoint_and_taken_up(tmp_path):
         torch.manual_seed(7)
         reward = Balanced(rewards.SaliencyReward(reasoner, method="network"), mode="auto")
         made = trainer(folder, reasoner=reasoner, reward=reward, steps=steps, max_completion_length=160,
-                       save_strategy="steps", save_steps=1, lr_scheduler_type="constant", **options)  # fmt: skip
+                       scale_rewards="batch", save_strategy="steps", save_steps=1,
+                       lr_scheduler_type="constant", **options)  # fmt: skip
         return made, reward
 
     whole, reward = make(tmp_path / "whole", 2)

@@ -25,8 +25,9 @@ have Wilson's interval of n of n; n is the larger of the numbers of seeds and of
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ from faithlab.moderation import moderated
 RESAMPLES = 10_000
 ROUNDING = 1e-12  # of the largest value: what is less is no difference
 BLOCK = 2**24  # numbers that are drawn at a time, in 128 MiB
+KEPT = 2**26  # numbers that are kept once drawn, in 64 or 128 MiB
 
 
 class Difference(NamedTuple):
@@ -85,18 +87,12 @@ def difference(
         return Difference(*[math.nan] * 5, len(one), 0)
     if known.sum() == 1:  # one number says nothing about how far others may lie
         return Difference(float(gap[known][0]), *[math.nan] * 4, seeds, problems)
-    rng = np.random.default_rng(seed)
-
-    def counts(n: int, size: int) -> Float[np.ndarray, "resample n"]:
-        """How often each of n things is drawn in each resample."""
-        return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(float)
-
-    of_seeds, means = counts(seeds, resamples), []
-    filled, size = np.where(known, gap, 0.0), max(1, BLOCK // problems)  # a few at a time: there may be many problems
-    for part in (of_seeds[i : i + size] for i in range(0, resamples, size)):
-        of_problems = counts(problems, len(part))
-        total = np.einsum("rs,sp,rp->r", part, filled, of_problems, optimize=True)
-        weight = np.einsum("rs,sp,rp->r", part, known.astype(float), of_problems, optimize=True)
+    shape = (resamples, seeds, problems, seed)
+    filled, means = np.where(known, gap, 0.0), []
+    for picked in _kept_draws(*shape) if resamples * problems <= KEPT else _draws(*shape):
+        of_seeds, of_problems = (counts.astype(float) for counts in picked)
+        total = np.einsum("rs,sp,rp->r", of_seeds, filled, of_problems, optimize=True)
+        weight = np.einsum("rs,sp,rp->r", of_seeds, known.astype(float), of_problems, optimize=True)
         means.append(total[weight > 0] / weight[weight > 0])
     drawn = np.concatenate(means)
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -116,6 +112,25 @@ def difference(
         p = max(p, stats.binomtest(ups, ups + downs).pvalue)
     detectable = (stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error if error > 0 else math.nan
     return Difference(value, float(low), float(high), float(min(1.0, p)), float(detectable), seeds, problems)
+
+
+def _draws(resamples: int, seeds: int, problems: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """How often each seed [resample, seed] and each problem [resample, problem] is drawn, a part of the resamples at a
+    time, as there may be many problems."""
+    rng = np.random.default_rng(seed)
+
+    def counts(n: int, size: int) -> np.ndarray:
+        return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.min_scalar_type(n))
+
+    of_seeds, size = counts(seeds, resamples), max(1, BLOCK // problems)
+    for part in (of_seeds[i : i + size] for i in range(0, resamples, size)):
+        yield part, counts(problems, len(part))
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_draws(*shape: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`_draws`, shared by comparisons of one shape in a row: drawing takes several times as long as all the rest."""
+    return list(_draws(*shape))
 
 
 def _measured(gap: Float[np.ndarray, "seed problem"]) -> Float[np.ndarray, "seed problem"]:
