@@ -245,15 +245,14 @@ def compare_pairs(
 
     Raises `FaithlabError` where two arms share no seed.
     """
-    cells = [_both(table, *pair, quantity, condition, unit) for pair in pairs]
+    names = dict.fromkeys(name for pair in pairs for name in pair)
+    frames = {name: matrix(table, name, quantity, condition=condition, unit=unit) for name in names}
+    cells = [_both(frames, *pair) for pair in pairs]
     gaps = [_measured(one - other) for one, other in cells]
     spread = [_between(gap, 1) if gap.size else (math.nan, 0) for gap in gaps]
     ends, rows = support and (support[0] - support[1], support[1] - support[0]), []
-    seeds = {
-        name: len(matrix(table, name, quantity, condition=condition, unit=unit)) for pair in pairs for name in pair
-    }
     variances, freedom = np.array(spread, dtype=float).reshape(-1, 2).T
-    found = moderated(variances, freedom, most=sum(n - 1 for n in seeds.values()))  # pairs may share an arm
+    found = moderated(variances, freedom, most=sum(len(f) - 1 for f in frames.values()))  # pairs may share an arm
     steady = zip(found[0].tolist(), found[1].tolist(), strict=True)
     for (arm, base), two, steadied in zip(pairs, cells, steady, strict=True):
         found = difference(*two, between_seeds=steadied, resamples=resamples, seed=seed)
@@ -263,10 +262,10 @@ def compare_pairs(
 
 
 def _both(
-    table: pd.DataFrame, arm: str, base: str, quantity: str, condition: str | None, unit: str
+    frames: dict[str, pd.DataFrame], arm: str, base: str
 ) -> tuple[Float[np.ndarray, "seed problem"], Float[np.ndarray, "seed problem"]]:
     """The values of two arms at the seeds and units that both have."""
-    first, second = (matrix(table, name, quantity, condition=condition, unit=unit) for name in (arm, base))
+    first, second = frames[arm], frames[base]
     seeds, units = first.index.intersection(second.index), first.columns.intersection(second.columns)
     if len(second) == 1:
         seeds = first.index
