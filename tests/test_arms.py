@@ -158,20 +158,18 @@ def test_mistakes_in_plans_are_named(tmp_path, text, message):
         read_plan(tmp_path / "missing.csv")
 
 
-@pytest.mark.parametrize("name", ["training", "smollm2"])
-def test_the_committed_plan_and_results_fit_together(name):
-    folder = data_folder() / "results" / name
+@pytest.mark.parametrize("of", ["training", "smollm2"])
+def test_the_committed_plan_and_results_fit_together(of):
+    folder = data_folder() / "results" / of
     runs = read_plan(folder / "plan.csv")
     log, held = load_runs(folder)
-    assert len(held) and {(a, s) for a, s in zip(held["arm"], held["seed"], strict=True)} <= set(runs), (
-        "every result is of the plan"
-    )
+    assert len(log) and len(held)
+    assert {(a, s) for a, s in zip(held["arm"], held["seed"], strict=True)} <= set(runs), "every result is of the plan"
     for name, part in held.groupby("arm"):
         arm = read_arm(name)
         assert part.groupby(["seed", "condition"]).size().eq(arm.test_problems).all()
-    if len(log):
-        trained = log.groupby(["arm", "seed"])["step"].max().groupby("arm").agg(["min", "max"])
-        assert all(first == last == read_arm(arm).steps for arm, first, last in trained.itertuples())
+    trained = log.groupby(["arm", "seed"])["step"].max().groupby("arm").agg(["min", "max"])
+    assert all(fewest == most == read_arm(arm).steps for arm, fewest, most in trained.itertuples())
 
 
 @pytest.mark.parametrize(

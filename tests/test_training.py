@@ -182,7 +182,8 @@ def test_what_else_is_not_finite_stops_with_the_weights_and_what_rewards_have_le
     (SafetensorError("Error while serializing: I/O error: Disk quota exceeded"), "cannot write to .*quota"),
     (SafetensorError("Error while deserializing header"), "delete the last checkpoint-N"),
     (OSError(errno.EACCES, "Permission denied"), "cannot write to .*: Permission denied"),
-    (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "refused .*leave any --report-to out"),
+    (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+     "Connection refused .*leave any --report-to out"),
     (requests.ConnectionError("no such host"), "no such host .ConnectionError.; if a connection failed"),
     (RuntimeError("shapes do not match"), None),
 ])  # fmt: skip

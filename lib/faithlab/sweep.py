@@ -49,7 +49,7 @@ def read_plan(path: Path) -> list[tuple[str, int]]:
         raise FaithlabError(f"{path} needs the columns arm and seed; it has {', '.join(table.columns)}")
     runs = []
     for number, row in enumerate(table.itertuples(), start=2):
-        if all(row.arm != arm for arm, _ in runs):
+        if row.arm not in {arm for arm, _ in runs}:
             read_arm(str(row.arm))
         if not str(row.seed).isdecimal():
             raise FaithlabError(f"line {number} of {path}: the seed {row.seed!r} is no whole number")

@@ -94,7 +94,7 @@ def test_saliency_reward(bench, label, options, aim):
         reward.of_traces(traces)
         return len(traces)
 
-    # single rounds lie as far apart as 0.83 and 1.02
+    # single rounds lie far apart, on both sides of an aim: see the range that is printed
     bench(f"saliency reward, {label} / forward pass", ours, forward, unit="rollouts/s", aim=aim, rounds=11)
     r.model.eval()
 
